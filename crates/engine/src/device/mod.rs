@@ -1,0 +1,1 @@
+//! Device: what hardware is here and what it can do. (Filled in below.)

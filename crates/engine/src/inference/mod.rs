@@ -1,0 +1,1 @@
+//! Inference: requests, schedulers, the planner.

@@ -1,0 +1,1 @@
+//! Memory: a ledger of bytes promised and bytes observed.

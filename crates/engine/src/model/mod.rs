@@ -1,0 +1,1 @@
+//! Model: the catalogue on disk.

@@ -1,0 +1,1 @@
+//! Postprocessing: encoding and metadata.

@@ -1,0 +1,3 @@
+//! The worker supervisor.
+
+pub mod environment;
