@@ -1,1 +1,41 @@
-fn main() {}
+//! The project's own commands: `cargo xtask ci`, `check`, `codegen`, `tidy`.
+#![expect(clippy::print_stdout, reason = "a command-line tool")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "runs the project's tools and writes its generated files"
+)]
+
+mod ci;
+mod codegen;
+mod steps;
+mod tidy;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  ci [--full]        everything that must hold before a change lands: check, the worker environment, all tests in Rust
+                     and Python, the demo model end to end; --full adds the benchmarks
+  check              formatting, clippy, generated files, documents: the quick part, without tests
+  codegen [--check]  write what is generated from the Rust types and tables, or compare it
+  tidy               paths in documents exist, every module says what it is for
+";
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["ci"] => ci::ci(ci::Extent::Normal),
+        ["ci", "--full"] => ci::ci(ci::Extent::Full),
+        ["check"] => ci::check(),
+        ["codegen"] => codegen::run(codegen::Mode::Write),
+        ["codegen", "--check"] => codegen::run(codegen::Mode::Check),
+        ["tidy"] => tidy::run(),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            Ok(())
+        }
+        other => bail!("unknown command `{}`\n\n{HELP}", other.join(" ")),
+    }
+}
