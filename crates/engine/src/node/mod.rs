@@ -108,13 +108,19 @@ impl Node {
         for finding in found.findings.iter() {
             tracing::warn!("device discovery: {finding}");
         }
-        let memory =
-            MemoryHandle::start(&found.devices, Arc::new(SystemObserver::new(nvidia)), clock.clone())
-                .await;
-        let folders = std::iter::once(config.data.join("models")).chain(config.model_folders.clone());
+        let memory = MemoryHandle::start(
+            &found.devices,
+            Arc::new(SystemObserver::new(nvidia)),
+            clock.clone(),
+        )
+        .await;
+        let folders =
+            std::iter::once(config.data.join("models")).chain(config.model_folders.clone());
         let default_model = config.default_model.clone();
-        let models =
-            ModelHandle::start(ModelConfig { folders: folders.collect(), default_model }, clock.clone());
+        let models = ModelHandle::start(
+            ModelConfig { folders: folders.collect(), default_model },
+            clock.clone(),
+        );
         models.scan().await?;
         let environments = Environments::new(
             EnvironmentConfig {
