@@ -3,6 +3,7 @@
 use jiff::{Timestamp, Unit};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Gives the time of day. Cheap to clone.
 #[derive(Clone)]
@@ -28,6 +29,11 @@ impl Clock {
     #[must_use]
     pub fn stamp(&self) -> String {
         rfc3339(self.now())
+    }
+    /// The same form, this much later.
+    #[must_use]
+    pub fn stamp_in(&self, later: Duration) -> String {
+        rfc3339(self.now().saturating_add(later).unwrap_or(Timestamp::MAX))
     }
 }
 

@@ -12,8 +12,14 @@ mod scheduler;
 pub use check::{Inference, Limits, Resolved};
 pub use scheduler::{SCHEDULERS, Scheduler};
 
-/// The name of a scheduler as other programs' metadata writes it.
+/// Sampler and schedule type of a scheduler, as other programs' metadata writes them.
 #[must_use]
-pub fn title_of(name: &str) -> String {
-    Scheduler::find(name).map_or_else(|| name.to_owned(), |row| row.title.to_owned())
+pub fn titles_of(name: &str) -> (String, Option<String>) {
+    match Scheduler::find(name) {
+        Some(row) => match row.title.strip_suffix(" Karras") {
+            Some(sampler) => (sampler.to_owned(), Some("Karras".to_owned())),
+            None => (row.title.to_owned(), None),
+        },
+        None => (name.to_owned(), None),
+    }
 }

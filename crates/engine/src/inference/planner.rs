@@ -38,7 +38,7 @@ impl Planner for Inference {
             width,
             height,
             denoise_steps: request.steps,
-            peak: model.peak_bytes(width, height, 1, at.number_bytes),
+            peak: model.peak_bytes(width, height, 1, at.dtype),
         })
     }
 }

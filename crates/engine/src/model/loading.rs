@@ -10,7 +10,7 @@ use crate::memory::{MemoryHandle, Owner, Reservation};
 use crate::store::Store;
 use crate::worker::{WorkerHandle, Workers};
 use atelier_protocol::worker::{Dtype, FromWorker, ModelSource, Numerics, ToWorker};
-use atelier_protocol::{Bytes, DeviceId, ErrorBody, ErrorCode};
+use atelier_protocol::{DeviceId, ErrorBody, ErrorCode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,7 +123,7 @@ impl Loader {
             resident.last_used = Instant::now();
         } else {
             let weights =
-                self.make_room(&mut state, worker, device, &worker_device, model, &numerics).await?;
+                self.make_room(&mut state, worker, device, model, &numerics).await?;
             let (source, numerics, worker_device) =
                 (source(model), numerics.clone(), worker_device.clone());
             let answer = worker.request(LOAD_LIMIT, move |id| ToWorker::Load {
@@ -133,6 +133,7 @@ impl Loader {
                 numerics,
             });
             let FromWorker::Loaded { .. } = answer.await? else { return Err(unexpected("load")) };
+            self.memory.settle(&weights).await;
             let model = model.id.clone();
             let last_used = Instant::now();
             state.residents.push(Resident { model, last_used, _weights: weights });
@@ -150,11 +151,10 @@ impl Loader {
         state: &mut OnDevice,
         worker: &WorkerHandle,
         device: &DeviceId,
-        worker_device: &DeviceId,
         model: &Model,
         numerics: &Numerics,
     ) -> Result<Reservation, ErrorBody> {
-        let asked = weights(model, numerics.dtype);
+        let asked = model.weights_bytes(numerics.dtype);
         loop {
             let owner = Owner::Model(model.id.clone());
             let error = match self.memory.reserve(device, owner, asked).await {
@@ -165,7 +165,6 @@ impl Loader {
             let Some(oldest) = oldest else { return Err(error.into()) };
             let leaving = state.residents.swap_remove(oldest);
             tracing::info!(%device, model = leaving.model, "unloading to make room");
-            let _ = worker_device; // unload names the model; a worker has one device
             let name = leaving.model.clone();
             worker.request(LOAD_LIMIT, move |id| ToWorker::Unload { id, model: name }).await?;
             self.publish(device, state);
@@ -192,8 +191,9 @@ impl Loader {
         let candidates = numerics::candidates(&facts);
         let size = &model.card.defaults;
         let (width, height) = (size.width, size.height);
-        let asked = weights(model, Dtype::Float32)
-            .saturating_add(model.peak_bytes(width, height, 1, Dtype::Float32.bytes()));
+        let asked = model
+            .weights_bytes(Dtype::Float32)
+            .saturating_add(model.peak_bytes(width, height, 1, Dtype::Float32));
         let owner = Owner::Model(model.id.clone());
         let _room = self.memory.reserve(device, owner, asked).await.map_err(ErrorBody::from)?;
         tracing::info!(%device, candidates = candidates.len(), "measuring how numbers are computed fastest");
@@ -225,10 +225,6 @@ impl Loader {
 
 fn source(model: &Model) -> ModelSource {
     ModelSource { model: model.id.clone(), folder: model.folder.display().to_string() }
-}
-
-fn weights(model: &Model, dtype: Dtype) -> Bytes {
-    Bytes(model.parameters * dtype.bytes())
 }
 
 fn unexpected(request: &str) -> ErrorBody {

@@ -9,12 +9,13 @@ use crate::device::{DeviceHandle, Nvidia, TorchBuild, system_sources};
 use crate::inference::Inference;
 use crate::memory::{MemoryHandle, SystemObserver};
 use crate::model::{Loader, ModelConfig, ModelHandle};
-use crate::postprocessing::Encoder;
+use crate::postprocessing::{Encoder, SamplerName};
 use crate::processing::{NewRequest, ProcessingConfig, ProcessingHandle, Tools};
 use crate::store::{ArtifactFiles, Idempotency, Identity, Store};
 use crate::worker::environment::{EnvironmentConfig, Environments};
 use crate::worker::{ProcessSpawner, Spawner, SupervisorConfig, WorkerHandle, Workers};
 use atelier_protocol::http::{Artifact, Job, JobState, List, Validation};
+use atelier_protocol::worker::Dtype;
 use atelier_protocol::{ArtifactId, DeviceId, ErrorBody, ErrorCode, JobId};
 use launcher::NodeLauncher;
 use serde_json::Value;
@@ -110,7 +111,7 @@ impl Node {
         }
         let memory = MemoryHandle::start(
             &found.devices,
-            Arc::new(SystemObserver::new(nvidia)),
+            Arc::new(SystemObserver(nvidia)),
             clock.clone(),
         )
         .await;
@@ -154,7 +155,7 @@ impl Node {
                 loader: loader.clone(),
                 memory: memory.clone(),
                 planner: Arc::new(inference.clone()),
-                finisher: Arc::new(Encoder::new(crate::inference::title_of)),
+                finisher: Arc::new(Encoder::new(sampler_name)),
                 clock: clock.clone(),
             },
             order.clone(),
@@ -216,7 +217,7 @@ impl Node {
     pub async fn validate(&self, body: Value) -> Validation {
         let plan = |resolved: &crate::inference::Resolved| {
             use crate::processing::{Placement, Planner};
-            self.0.inference.plan(&resolved.request, Placement { number_bytes: 4, index: 0 })
+            self.0.inference.plan(&resolved.request, Placement { dtype: Dtype::Float32, index: 0 })
         };
         match self.0.inference.resolve(&body, random_seed()) {
             Ok(resolved) => match plan(&resolved) {
@@ -297,6 +298,12 @@ impl Node {
             tokio::time::sleep((limit - idle).min(Duration::from_secs(1))).await;
         }
     }
+}
+
+/// A scheduler as other programs' metadata writes it.
+fn sampler_name(scheduler: &str) -> SamplerName {
+    let (sampler, schedule_type) = crate::inference::titles_of(scheduler);
+    SamplerName { sampler, schedule_type }
 }
 
 fn refused(error: ErrorBody) -> Validation {

@@ -5,7 +5,7 @@ use crate::worker::{StartProgress, WorkerState, WorkerView};
 use atelier_protocol::http::{
     Capabilities, DeviceEntry, DeviceWorker, MemoryEntry, ModelEntry, NodeInfo, Readiness,
 };
-use atelier_protocol::{Bytes, DeviceId, ErrorBody};
+use atelier_protocol::{Bytes, DeviceId, ErrorBody, ErrorCode};
 
 impl Node {
     #[must_use]
@@ -40,23 +40,25 @@ impl Node {
 
     #[must_use]
     pub fn models(&self) -> Vec<ModelEntry> {
-        let models = self.0.models.view().models;
-        models.iter().map(|model| self.model_entry(model)).collect()
-    }
-
-    pub fn model(&self, name: &str) -> Result<ModelEntry, ErrorBody> {
-        let model = self.0.models.find(name)?;
-        Ok(self.model_entry(&model))
-    }
-
-    fn model_entry(&self, model: &crate::model::Model) -> ModelEntry {
         let residency = self.0.loader.residency();
-        let holds = |(device, names): (&DeviceId, &Vec<String>)| {
-            names.contains(&model.id).then(|| device.to_string())
-        };
-        let resident_on = residency.iter().filter_map(holds).collect();
-        let default = self.0.models.resolve(None).is_ok_and(|found| found.id == model.id);
-        model.entry(self.0.models.known_hash(model), resident_on, default)
+        self.0.models.entries(|model| {
+            let holds = |(device, names): (&DeviceId, &Vec<String>)| {
+                names.contains(&model.id).then(|| device.to_string())
+            };
+            residency.iter().filter_map(holds).collect()
+        })
+    }
+
+    /// Also a model that cannot be used, so that its problem can be looked at.
+    pub fn model(&self, name: &str) -> Result<ModelEntry, ErrorBody> {
+        let entries = self.models();
+        if let Some(entry) = entries.iter().find(|entry| entry.id == name) {
+            return Ok(entry.clone());
+        }
+        let id = self.0.models.resolve(Some(name))?.id.clone();
+        entries.into_iter().find(|entry| entry.id == id).ok_or_else(|| {
+            ErrorBody::new(ErrorCode::ModelNotFound, format!("no model answers to `{name}`"))
+        })
     }
 
     #[must_use]

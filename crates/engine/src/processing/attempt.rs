@@ -65,6 +65,8 @@ impl From<ErrorBody> for Stop {
 
 /// Pause between tries while the store cannot be written, such as with a full disk.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a claim would hold against other nodes that share the store; this one renews nothing while it is alone.
+const LEASE: Duration = Duration::from_secs(3600);
 /// How often a start is looked at for its progress.
 const START_LOOK: Duration = Duration::from_millis(500);
 
@@ -90,7 +92,7 @@ pub(super) async fn run(
     kept: Kept,
 ) -> End {
     let tools = &context.tools;
-    let claimed = tools.store.claim(id, tools.clock.stamp(), None).await;
+    let claimed = tools.store.claim(id, tools.clock.stamp(), tools.clock.stamp_in(LEASE)).await;
     let stored = match claimed {
         Ok(Claim::Claimed { attempt, events }) => {
             context.live.committed(events);
@@ -162,11 +164,12 @@ impl<'a> Attempt<'a> {
             let model = Arc::clone(&model);
             tokio::spawn(async move { loader.ensure(&model, &device).await })
         };
+        let mut cancelled = self.cancelled.clone();
         let loaded: Loaded = tokio::select! {
             loaded = load => loaded.map_err(|error| {
                 ErrorBody::new(ErrorCode::Internal, format!("the loading task ended: {error}"))
             })??,
-            () = cancel_asked(&mut self.cancelled.clone()) => return Err(Stop::Cancelled),
+            () = cancel_asked(&mut cancelled) => return Err(Stop::Cancelled),
         };
         self.tally.timings.load_ms = Some(tenth(loaded.load_ms));
         let first = u32::try_from(self.pictures.len()).unwrap_or(u32::MAX);

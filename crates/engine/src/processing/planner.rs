@@ -2,14 +2,14 @@
 //! validation calls, so that a dry run cannot lie.
 
 use atelier_protocol::http::ResolvedRequest;
-use atelier_protocol::worker::PlanStep;
+use atelier_protocol::worker::{Dtype, PlanStep};
 use atelier_protocol::{Bytes, ErrorBody};
 
 /// Where and for which picture a plan is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Placement {
-    /// Bytes that one number takes on the device.
-    pub number_bytes: u64,
+    /// Width of a number on the device.
+    pub dtype: Dtype,
     /// Position of the picture in the job.
     pub index: u32,
 }

@@ -11,6 +11,7 @@
 //!                 Failed(reason) ◀─ too often ─ Lost(reason) ─back-off─▶ Starting
 //! ```
 
+mod command;
 pub mod environment;
 mod evidence;
 mod launch;

@@ -30,8 +30,8 @@ impl Attempt<'_> {
         loaded: &Loaded,
     ) -> Result<NewArtifact, Stop> {
         let tools = &self.context.tools;
-        let number_bytes = loaded.numerics.dtype.bytes();
-        let plan = tools.planner.plan(&self.request, Placement { number_bytes, index })?;
+        let dtype = loaded.numerics.dtype;
+        let plan = tools.planner.plan(&self.request, Placement { dtype, index })?;
         let room = tools.memory.reserve(&self.device, Owner::Job(self.id), plan.peak).await;
         let _room = room.map_err(ErrorBody::from)?;
         let slot_bytes = u64::from(plan.width) * u64::from(plan.height) * CHANNELS;
