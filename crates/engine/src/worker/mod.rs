@@ -1,3 +1,4 @@
 //! The worker supervisor.
 
+mod command;
 pub mod environment;
