@@ -1,7 +1,7 @@
 //! Runs a tool (an interpreter asked about itself, pip, uv) to its end and keeps what it said.
 //!
-//! Never starts a worker: those live in `process.rs`. A tool stays in our process group, so Ctrl-C in a terminal ends it
-//! with us; it is killed when the future that waits for it is dropped or its time is over.
+//! Never starts a worker: those live in `process.rs`. A tool stays in our process group, so Ctrl-C in a terminal ends
+//! it with us; it is killed when the future that waits for it is dropped or its time is over.
 #![expect(clippy::disallowed_methods, reason = "the second place that may start a process")]
 
 use std::ffi::OsStr;

@@ -90,8 +90,16 @@ impl EnvironmentError {
                  to, or point `ATELIER_ENVS` elsewhere."
                     .into(),
             ),
+            Self::Unreachable { tool, .. } => Some(format!(
+                "check the network and proxy settings, then the same command again: what is already \
+                 here is kept. A mirror is set with {}.",
+                if tool.starts_with("pip") {
+                    "pip's own settings for this step, and with uv's for the next"
+                } else {
+                    "uv's own settings, such as `UV_DEFAULT_INDEX`; uv does not read pip's"
+                }
+            )),
             Self::PythonMissing { .. }
-            | Self::Unreachable { .. }
             | Self::NoSpace { .. }
             | Self::Tool { .. }
             | Self::Command { .. }

@@ -6,7 +6,7 @@ use super::holdings::{HoldingKind, MARKER, Marker, PART, Standing, Whole, remove
 use super::notice::{CardFacts, MARGIN, Notice, Why};
 use super::python::{self, Python};
 use super::uv::{self, Uv};
-use super::{EnvironmentError, Environments, InstallOptions, Interpreter, disk};
+use super::{EnvironmentError, Environments, InstallOptions, Interpreter, disk, make_folder};
 use crate::files;
 use crate::worker::command::{Finished, Running, Tool};
 use atelier_protocol::Bytes;
@@ -48,7 +48,7 @@ pub(super) fn is_locked(envs: &Path) -> bool {
         .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-/// Runs file operations off the async threads. They keep the lock until they end, even if nobody waits for them any more.
+/// Runs file operations off the async threads. They keep the lock until they end, even if nobody waits any more.
 async fn off_thread<T: Send + 'static>(
     lock_file: &File,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -102,7 +102,7 @@ impl Environments {
         &self,
         events: Option<&mpsc::Sender<InstallEvent>>,
     ) -> Result<File, EnvironmentError> {
-        files::create_private_dir(&self.config.envs)?;
+        make_folder(&self.config.envs)?;
         let file = files::create(&self.config.envs.join("lock"))?;
         let started = Instant::now();
         let mut told = false;
@@ -136,7 +136,7 @@ impl Environments {
         }
         let standing = self.standing();
         // First, since leftovers take up the space that is counted next.
-        self.clear(&lock_file, events).await?;
+        self.clear(&lock_file, Some(events)).await?;
         tell(events, InstallEvent::Step(Step::Look)).await;
         let intent = self.intend(cards, standing).await?;
         tell(events, InstallEvent::Notice(Box::new(intent.notice.clone()))).await;
@@ -154,11 +154,10 @@ impl Environments {
             started: Instant::now(),
         };
         let made = build.run().await;
-        if made.is_err() && build.part.exists() {
-            let part = build.part.clone();
-            if let Err(error) = off_thread(&lock_file, move || remove(&part)).await {
-                tracing::warn!(%error, "the unfinished environment stays");
-            }
+        if made.is_err()
+            && let Err(error) = self.clear(&lock_file, None).await
+        {
+            tracing::warn!(%error, "the unfinished environment stays until the next installation");
         }
         let whole = made?;
         let pythonpath = self.source.lay_out(&self.config.envs)?;
@@ -169,16 +168,18 @@ impl Environments {
         Ok(interpreter)
     }
 
-    /// Removes what interrupted installations left.
+    /// Removes what unfinished installations left.
     async fn clear(
         &self,
         lock_file: &File,
-        events: &mpsc::Sender<InstallEvent>,
+        events: Option<&mpsc::Sender<InstallEvent>>,
     ) -> Result<(), EnvironmentError> {
         let mut leftovers = self.holdings();
         leftovers.retain(|(_, kind)| *kind == HoldingKind::Leftover);
         if !leftovers.is_empty() {
-            tell(events, InstallEvent::Step(Step::Clear)).await;
+            if let Some(events) = events {
+                tell(events, InstallEvent::Step(Step::Clear)).await;
+            }
             let remove_all = move || leftovers.iter().try_for_each(|(path, _)| remove(path));
             off_thread(lock_file, remove_all).await?;
         }
@@ -417,8 +418,8 @@ impl Build<'_> {
 }
 
 /// How far uv is. Looks at two cheap things: the bytes that the uv process has written (it unpacks what it downloads
-/// straight into its cache, which may hold far more than ours), and the size of the environment, which stays almost empty
-/// until the end, when everything is linked into it.
+/// straight into its cache, which may hold far more than ours), and the size of the environment, which stays almost
+/// empty until the end, when everything is linked into it.
 struct Meter {
     part: PathBuf,
     pid: Option<u32>,

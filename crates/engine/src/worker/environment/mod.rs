@@ -35,18 +35,20 @@ pub use holdings::{EnvironmentInfo, EnvironmentState, Holding, HoldingKind, Prun
 pub use notice::{CardFacts, Notice, Why};
 
 use crate::clock::Clock;
+use crate::files;
 use holdings::Standing;
 use lock::Lock;
 use serde::Serialize;
 use source::Source;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc;
 
 #[derive(Clone, Debug)]
 pub struct EnvironmentConfig {
-    /// Absolute; need not exist yet.
+    /// Need not exist yet.
     pub envs: PathBuf,
     /// The user's own interpreter (`ATELIER_PYTHON`): nothing is installed then.
     pub python: Option<PathBuf>,
@@ -90,6 +92,11 @@ pub enum Plan {
     Install(Box<Notice>),
 }
 
+/// A folder of the user's keeps the permissions that it has.
+fn make_folder(envs: &Path) -> io::Result<()> {
+    if envs.is_dir() { Ok(()) } else { files::create_private_dir(envs) }
+}
+
 /// The environments under one folder. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Environments {
@@ -106,7 +113,13 @@ impl Environments {
     pub fn new(config: EnvironmentConfig, clock: Clock) -> Self {
         Self::with_lock(config, clock, Lock::embedded())
     }
-    fn with_lock(config: EnvironmentConfig, clock: Clock, lock: Lock) -> Self {
+    fn with_lock(mut config: EnvironmentConfig, clock: Clock, lock: Lock) -> Self {
+        // Tools and workers run in other folders than we do.
+        for path in [Some(&mut config.envs), config.python.as_mut()].into_iter().flatten() {
+            if let Ok(absolute) = std::path::absolute(&path) {
+                *path = absolute;
+            }
+        }
         Self {
             config: Arc::new(config),
             clock,
@@ -157,7 +170,8 @@ impl Environments {
     /// The interpreter, made or repaired first if need be. Any number of processes may call this at once: one installs,
     /// the others wait and use its result. Safe to drop at any time.
     ///
-    /// `events` must be read while this runs: all but [`InstallEvent::Bytes`] wait for room.
+    /// `events` must be read while this runs: all but [`InstallEvent::Bytes`] wait for room. None come when nothing had
+    /// to be done, and no `Done` when another process did it.
     pub async fn ensure(
         &self,
         cards: &[CardFacts],

@@ -1,6 +1,7 @@
 //! The worker's Python source, as this binary was built with: laid out on disk under its own hash, so that binaries of
 //! different versions that share a folder never see each other's files.
 
+use super::make_folder;
 use crate::files;
 use include_dir::{Dir, include_dir};
 use std::collections::BTreeMap;
@@ -51,7 +52,7 @@ impl Source {
         if self.is_whole(&folder) {
             return Ok(folder);
         }
-        files::create_private_dir(envs)?;
+        make_folder(envs)?;
         let unique = uuid::Uuid::now_v7().simple();
         let part = envs.join(format!(".part-{}-{unique}", self.name));
         for (path, bytes) in &self.files {

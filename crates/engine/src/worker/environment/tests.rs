@@ -2,10 +2,8 @@
 
 use super::lock::{Facts, Lock};
 use super::*;
-use crate::files;
 use atelier_protocol::{Bytes, ErrorCode};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use tempfile::TempDir;
 
 const REQUIREMENTS: &str = "msgspec==0.22.0 \\\n    --hash=sha256:00\n";
@@ -216,8 +214,13 @@ async fn an_unreachable_registry_is_named_and_leaves_nothing_half_made() {
     let error = ensure(&machine.environments()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::EnvironmentUnreachable);
     assert!(error.to_string().contains("dns error"), "{error}");
+    assert_eq!(machine.in_envs(), ["lock"]);
+    files::remove_file(&machine.at("bin/uv")).unwrap();
+    machine.program("fetched-uv", ""); // pip brings something that is no uv
+    let error = ensure(&machine.environments()).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::EnvironmentBroken);
     assert_eq!(machine.leftovers(), Vec::<String>::new());
-    machine.uv("uv", "0.13.9", INSTALLS);
+    machine.uv("fetched-uv", "0.13.9", INSTALLS);
     ensure(&machine.environments()).await.unwrap();
 }
 

@@ -34,17 +34,21 @@ pub(super) fn private_folder(envs: &Path, lock: &Lock) -> PathBuf {
 /// The user's uv if it is new enough, else the private one, which may have to be fetched.
 pub(super) async fn find(path: &OsStr, envs: &Path, lock: &Lock) -> Uv {
     for program in on_path("uv", path) {
-        let tool = Tool::new(&program, PROBE_LIMIT).args(["--version"]).env("PATH", path);
-        // A uv that does not run is as good as none.
-        let Ok(finished) = tool.run().await else { continue };
-        if let Some(version) = version(&finished)
+        if let Some(version) = ask(&program, path).await
             && release(&version) >= MIN_UV
         {
             return Uv { version, program, absent: false };
         }
     }
-    let program = private_folder(envs, lock).join("bin/uv");
-    Uv { version: lock.uv_version(), absent: !program.exists(), program }
+    let (version, program) = (lock.uv_version(), private_folder(envs, lock).join("bin/uv"));
+    let there = program.exists() && ask(&program, path).await.as_ref() == Some(&version);
+    Uv { version, program, absent: !there }
+}
+
+/// A uv that does not run is as good as none.
+async fn ask(program: &Path, path: &OsStr) -> Option<String> {
+    let tool = Tool::new(program, PROBE_LIMIT).args(["--version"]).env("PATH", path);
+    version(&tool.run().await.ok()?)
 }
 
 /// `uv 0.13.9 (x86_64-unknown-linux-gnu)` → `0.13.9`.
@@ -96,7 +100,7 @@ pub(super) async fn fetch(
     let args = install.iter().chain(&pinned).map(OsStr::new).chain([requirements.as_os_str()]);
     run(&part.join("bin/python"), &args.collect::<Vec<_>>()).await?;
     if folder.exists() {
-        files::remove_dir_all(&folder)?; // one without a program in it, or it would have been used
+        files::remove_dir_all(&folder)?; // one that does not run, or it would have been used
     }
     files::rename(&part, &folder)?;
     Ok(())
