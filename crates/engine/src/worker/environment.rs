@@ -1,1 +1,0 @@
-//! The Python environment of the workers.
