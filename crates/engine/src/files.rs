@@ -3,7 +3,7 @@
 
 use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 fn name(path: &Path, what: &str, error: &io::Error) -> io::Error {
@@ -48,6 +48,13 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
     create_dir_all(path)?;
     std::fs::set_permissions(path, Permissions::from_mode(0o700))
         .map_err(|e| name(path, "protect", &e))
+}
+
+/// A file that only its user may read, made empty if it is not there and otherwise kept.
+pub fn create_private_file(path: &Path) -> io::Result<()> {
+    let open = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    open.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
+        .map_err(|e| name(path, "create", &e))
 }
 
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
