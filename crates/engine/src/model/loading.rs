@@ -75,7 +75,16 @@ impl Loader {
         let state = workers.iter().map(|(id, _)| (id.clone(), Mutex::default())).collect();
         let (residency, _) = watch::channel(Residency::new());
         let (profiles, _) = watch::channel(BTreeMap::new());
-        Self { models, devices, memory, workers, store, state: Arc::new(state), residency, profiles }
+        Self {
+            models,
+            devices,
+            memory,
+            workers,
+            store,
+            state: Arc::new(state),
+            residency,
+            profiles,
+        }
     }
 
     /// Where every model is now. Never waits.
@@ -106,13 +115,16 @@ impl Loader {
             state.residents.clear(); // they went with their worker
             state.epoch = epoch;
         }
-        let worker_device = if device.is_cpu() { DeviceId::cpu() } else { DeviceId("cuda:0".into()) };
+        let worker_device =
+            if device.is_cpu() { DeviceId::cpu() } else { DeviceId("cuda:0".into()) };
         let started = Instant::now();
         let numerics = match state.profile.clone() {
             Some(numerics) => numerics,
             None => {
                 let chosen = self.profile(worker, model, device, &worker_device).await?;
-                self.profiles.send_modify(|all| drop(all.insert(device.clone(), chosen.clone())));
+                self.profiles.send_modify(|all| {
+                    all.insert(device.clone(), chosen.clone());
+                });
                 state.profile = Some(chosen.clone());
                 chosen
             }
@@ -122,8 +134,7 @@ impl Loader {
         if let Some(resident) = resident {
             resident.last_used = Instant::now();
         } else {
-            let weights =
-                self.make_room(&mut state, worker, device, model, &numerics).await?;
+            let weights = self.make_room(&mut state, worker, device, model, &numerics).await?;
             let (source, numerics, worker_device) =
                 (source(model), numerics.clone(), worker_device.clone());
             let answer = worker.request(LOAD_LIMIT, move |id| ToWorker::Load {
@@ -185,15 +196,20 @@ impl Loader {
         if let Some(stored) = self.store.setting(&key).await? {
             match serde_json::from_value::<Profile>(stored) {
                 Ok(profile) => return Ok(profile.numerics),
-                Err(error) => tracing::warn!(%device, "the stored numerics cannot be read: {error}"),
+                Err(error) => {
+                    tracing::warn!(%device, "the stored numerics cannot be read: {error}")
+                }
             }
         }
         let candidates = numerics::candidates(&facts);
         let size = &model.card.defaults;
         let (width, height) = (size.width, size.height);
-        let asked = model
-            .weights_bytes(Dtype::Float32)
-            .saturating_add(model.peak_bytes(width, height, 1, Dtype::Float32));
+        let asked = model.weights_bytes(Dtype::Float32).saturating_add(model.peak_bytes(
+            width,
+            height,
+            1,
+            Dtype::Float32,
+        ));
         let owner = Owner::Model(model.id.clone());
         let _room = self.memory.reserve(device, owner, asked).await.map_err(ErrorBody::from)?;
         tracing::info!(%device, candidates = candidates.len(), "measuring how numbers are computed fastest");
@@ -219,7 +235,9 @@ impl Loader {
 
     fn publish(&self, device: &DeviceId, state: &OnDevice) {
         let names = state.residents.iter().map(|resident| resident.model.clone()).collect();
-        self.residency.send_modify(|all| drop(all.insert(device.clone(), names)));
+        self.residency.send_modify(|all| {
+            all.insert(device.clone(), names);
+        });
     }
 }
 

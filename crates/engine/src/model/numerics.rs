@@ -29,7 +29,8 @@ pub(super) fn candidates(device: &Device) -> Vec<Numerics> {
     use MemoryFormat::{ChannelsLast, Contiguous};
     let cores = device.cores.unwrap_or(1).max(1);
     let dtypes: &[Dtype] = if device.id.is_cpu() { &[Float32, Bfloat16] } else { &[Float16] };
-    let threads = if device.id.is_cpu() && cores > 1 { vec![cores, cores / 2] } else { vec![cores.min(8)] };
+    let threads =
+        if device.id.is_cpu() && cores > 1 { vec![cores, cores / 2] } else { vec![cores.min(8)] };
     let mut out = Vec::new();
     for &dtype in dtypes {
         for &threads in &threads {
@@ -47,7 +48,8 @@ pub(super) fn choose(measured: &[Measurement]) -> Option<Numerics> {
         Dtype::Float32 | Dtype::Float16 => m.step_ms,
         Dtype::Bfloat16 => m.step_ms * WORTH_ROUNDING,
     };
-    let measured: Vec<_> = measured.iter().filter(|m| m.step_ms.is_finite() && m.step_ms > 0.0).collect();
+    let measured: Vec<_> =
+        measured.iter().filter(|m| m.step_ms.is_finite() && m.step_ms > 0.0).collect();
     let best = measured.iter().map(|m| cost(m)).min_by(f64::total_cmp)?;
     let chosen = measured.iter().find(|m| cost(m) <= best * NOISE)?;
     Some(chosen.numerics.clone())

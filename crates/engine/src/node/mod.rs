@@ -64,7 +64,6 @@ pub struct Node(Arc<Inner>);
 
 struct Inner {
     config: NodeConfig,
-    clock: Clock,
     boot_id: Uuid,
     started_at: String,
     started: Instant,
@@ -109,12 +108,9 @@ impl Node {
         for finding in found.findings.iter() {
             tracing::warn!("device discovery: {finding}");
         }
-        let memory = MemoryHandle::start(
-            &found.devices,
-            Arc::new(SystemObserver(nvidia)),
-            clock.clone(),
-        )
-        .await;
+        let memory =
+            MemoryHandle::start(&found.devices, Arc::new(SystemObserver(nvidia)), clock.clone())
+                .await;
         let folders =
             std::iter::once(config.data.join("models")).chain(config.model_folders.clone());
         let default_model = config.default_model.clone();
@@ -171,7 +167,6 @@ impl Node {
         let last_used = Mutex::new(started);
         Ok(Self(Arc::new(Inner {
             config,
-            clock,
             boot_id,
             started_at,
             started,

@@ -60,7 +60,7 @@ impl Actor {
     ) -> Self {
         let mut queue = Queue::new(devices, default_devices);
         for job in queued {
-            queue.push(job.id, None);
+            queue.push(job.id, job.device);
         }
         let (running, kept) = (HashMap::new(), HashMap::new());
         Self { context, queue, running, kept, inbox, events, busy, stopping: None }

@@ -4,7 +4,7 @@ use super::StoreError;
 use super::rows::{integer, json, json_option, parsed, plain, size};
 use super::types::{Counts, QueuedJob, StoredArtifact, StoredEvent, StoredJob, artifact_url};
 use atelier_protocol::http::{Artifact, Attempt, EventKind, JobState};
-use atelier_protocol::{ArtifactId, JobId};
+use atelier_protocol::{ArtifactId, DeviceId, JobId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 pub(super) fn job(connection: &Connection, id: JobId) -> Result<Option<StoredJob>, StoreError> {
@@ -49,10 +49,16 @@ pub(super) fn jobs(
 pub(super) fn queued(connection: &Connection) -> Result<Vec<QueuedJob>, StoreError> {
     connection
         .prepare_cached(
-            "SELECT id, attempt FROM jobs WHERE state = 'queued' ORDER BY priority DESC, queue_seq",
+            "SELECT id, attempt, request ->> 'device' AS device FROM jobs
+             WHERE state = 'queued' ORDER BY priority DESC, queue_seq",
         )?
         .query_and_then([], |row| {
-            Ok(QueuedJob { id: parsed(row, "id")?, attempt: plain(row, "attempt")? })
+            let device: Option<String> = plain(row, "device")?;
+            Ok(QueuedJob {
+                id: parsed(row, "id")?,
+                attempt: plain(row, "attempt")?,
+                device: device.map(DeviceId),
+            })
         })?
         .collect()
 }

@@ -4,7 +4,7 @@ use super::StoredFile;
 use atelier_protocol::http::{
     Artifact, Attempt, EventKind, Job, JobState, Progress, ResolvedRequest, Timings,
 };
-use atelier_protocol::{ArtifactId, Detail, ErrorBody, JobId};
+use atelier_protocol::{ArtifactId, Detail, DeviceId, ErrorBody, JobId};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -216,6 +216,8 @@ pub struct QueuedJob {
     pub id: JobId,
     /// Attempts so far.
     pub attempt: u32,
+    /// The only device that its request allows.
+    pub device: Option<DeviceId>,
 }
 
 /// Jobs by state.

@@ -26,7 +26,7 @@ fn named(code: &str) -> Vec<&'static str> {
             !code[at + found.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_')
         })
     };
-    ORDER.into_iter().filter(|domain| named(&domain)).collect()
+    ORDER.into_iter().filter(|domain| named(domain)).collect()
 }
 
 fn code(path: &Path) -> String {
