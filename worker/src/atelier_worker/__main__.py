@@ -8,6 +8,15 @@ import gc
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .engine import Engine
+    from .messages import Budget
 
 PR_SET_PDEATHSIG = 1
 
@@ -35,7 +44,8 @@ def take_pipes() -> tuple[int, int]:
     return stdin, stdout
 
 
-def main() -> None:
+def serve(make_engine: Callable[[Budget], Engine], build: str) -> NoReturn:
+    """Be a worker with this engine, which is made when the orchestrator has said welcome."""
     arguments = sys.argv[1:]
     if arguments and (len(arguments) != 2 or arguments[0] != "--parent"):
         sys.exit("usage: python -m atelier_worker [--parent PID]")
@@ -53,25 +63,23 @@ def main() -> None:
 
     import logging
 
-    from .engine import Engine
     from .loop import Loop
-    from .messages import Budget
 
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("atelier_worker").setLevel(logging.INFO)
+    Loop(stdin, stdout, make_engine, build).serve()
 
-    def torch_engine(budget: Budget) -> Engine:
-        # The imports make hundreds of thousands of objects that live for good. Looking through them
-        # again and again for garbage costs a fifth of the start, and later some of every step.
-        gc.disable()
-        from .torch_engine import TorchEngine
 
-        gc.freeze()
-        gc.enable()
-        return TorchEngine(budget)
+def torch_engine(budget: Budget) -> Engine:
+    # The imports make hundreds of thousands of objects that live for good. Looking through them
+    # again and again for garbage costs a fifth of the start, and later some of every step.
+    gc.disable()
+    from .torch_engine import TorchEngine
 
-    Loop(stdin, stdout, torch_engine).serve()
+    gc.freeze()
+    gc.enable()
+    return TorchEngine(budget)
 
 
 if __name__ == "__main__":
-    main()
+    serve(torch_engine, __version__)

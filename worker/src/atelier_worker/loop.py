@@ -19,7 +19,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from . import __version__
 from .engine import Cancelled, Engine
 from .error_codes import ErrorCode
 from .errors import WorkerError, classify
@@ -183,7 +182,7 @@ class Loop:
         stdin: int,
         stdout: int,
         make_engine: Callable[[Budget], Engine],
-        build: str = __version__,
+        build: str,
     ) -> None:
         self._lines = LineReader(stdin)
         self._out = LineWriter(stdout)
