@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from _pytest.mark import ParameterSet
 
 from atelier_worker import messages
 
@@ -17,7 +18,7 @@ DECODERS: dict[str, msgspec.json.Decoder[messages.Message]] = {
 }
 
 
-def lines(kind: str, *, loose: bool = False) -> list[object]:
+def lines(kind: str, *, loose: bool = False) -> list[ParameterSet]:
     """Each line with its decoder, and its place as the name of the test."""
     found = []
     for file in sorted((VECTORS / kind).glob("*.ndjson")):

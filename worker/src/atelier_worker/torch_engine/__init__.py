@@ -46,7 +46,8 @@ class TorchEngine:
         self._threads = budget.threads
         self._loaded: dict[str, LoadedModel] = {}
         torch.set_num_threads(max(budget.threads, 1))
-        torch.set_num_interop_threads(1)  # operations run one after the other here
+        if torch.get_num_interop_threads() != 1:  # may be set only once in a process
+            torch.set_num_interop_threads(1)  # operations run one after the other here
         diffusers.utils.logging.set_verbosity_error()
         transformers.utils.logging.set_verbosity_error()
 
