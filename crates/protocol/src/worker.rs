@@ -21,6 +21,8 @@ pub const MAX_LINE_BYTES: usize = 1 << 20;
 pub const MAX_BAD_LINES: u32 = 100;
 /// Exit status of a worker that was welcomed with another protocol number.
 pub const EXIT_VERSION_MISMATCH: i32 = 64;
+/// Exit status of a worker that gave up after `bad_lines` unreadable lines in a row.
+pub const EXIT_BAD_LINES: i32 = 65;
 
 /// What the orchestrator says to a worker.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -32,7 +34,15 @@ pub enum ToWorker {
     /// Ask what the libraries see. The only message that may touch devices before a `load`.
     ProbeDevices { id: u64 },
     /// Put a model on a device. Answered by `loaded`, or `failed` with everything rolled back.
-    Load { id: u64, model: ModelSource, device: DeviceId, numerics: Numerics },
+    Load {
+        id: u64,
+        /// The work that waits for this, where there is one: `progress` and `cancel` name it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        work: Option<Work>,
+        model: ModelSource,
+        device: DeviceId,
+        numerics: Numerics,
+    },
     /// Take a model off its device. Answered by `unloaded`.
     Unload { id: u64, model: String },
     /// Time one denoise step of a model under each candidate. Answered by `measured`; what is loaded stays loaded.
@@ -229,7 +239,7 @@ pub struct Slot {
 pub enum PlanStep {
     /// Text to conditioning. The negative prompt is used where guidance needs one.
     EncodePrompt { prompt: String, negative_prompt: String },
-    /// Noise for every item, from torch's CPU generator in float32, as diffusers does. Size in pixels.
+    /// Noise for every item, from torch's CPU generator in the run's precision, as diffusers does. Size in pixels.
     MakeLatents { width: u32, height: u32 },
     /// Steps `from` (included) to `to` (excluded) of a schedule of `steps`. Classifier-free guidance when the scale > 1.
     Denoise { scheduler: SchedulerPlan, steps: u32, guidance_scale: f64, from: u32, to: u32 },

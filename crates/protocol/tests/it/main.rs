@@ -1,0 +1,3 @@
+//! The worker protocol as other languages meet it. One binary, because linking is what is slow.
+
+mod vectors;
