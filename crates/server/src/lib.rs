@@ -2,3 +2,4 @@
 //! engine could not see; everything goes through [`atelier_engine::node::Node`].
 
 pub mod config;
+pub mod http;

@@ -99,6 +99,7 @@ fn shipped_models(program: Option<&Path>) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use atelier_engine::files;
 
     #[test]
     fn models_beside_an_installed_program_win_over_those_of_the_source_tree() {
@@ -107,7 +108,7 @@ mod tests {
         let source = shipped_models(Some(&program)).unwrap();
         assert!(source.ends_with("models") && !source.starts_with(prefix.path()));
         let share = prefix.path().join("share/atelier/models");
-        std::fs::create_dir_all(&share).unwrap();
+        files::create_dir_all(&share).unwrap();
         assert_eq!(shipped_models(Some(&program)), Some(share));
     }
 }

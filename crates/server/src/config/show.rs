@@ -66,6 +66,7 @@ fn meaning(key: &str) -> Vec<&'static str> {
 mod tests {
     use super::super::{Flags, KEYS, load};
     use super::*;
+    use atelier_engine::files;
     use std::collections::BTreeMap;
 
     #[test]
@@ -82,7 +83,7 @@ mod tests {
         assert!(shown.contains("data = \"/srv/a \\\"b\\\"\"  # environment variable ATELIER_DATA"));
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("shown.toml");
-        std::fs::write(&file, &shown).unwrap();
+        files::write_atomic(&file, shown.as_bytes()).unwrap();
         let flags = Flags { config: Some(file), ..Flags::default() };
         let again = load(&flags, &BTreeMap::from([("HOME", "/home/ada")])).unwrap();
         assert_eq!(again.config.data, std::path::Path::new("/srv/a \"b\""));
