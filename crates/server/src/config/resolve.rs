@@ -331,7 +331,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().to_str().unwrap();
         let file = folder.path().join("atelier.toml");
-        files::write_atomic(&file, "queue_limit = 5\nmax_attempts = 5\nlisten = \"127.0.0.1:5\"\nenvs = \"e\"\n".as_bytes())
+        files::write_atomic(
+            &file,
+            "queue_limit = 5\nmax_attempts = 5\nlisten = \"127.0.0.1:5\"\nenvs = \"e\"\n"
+                .as_bytes(),
+        )
         .unwrap();
         let mut env = home();
         env.insert("ATELIER_DATA", data);
@@ -360,7 +364,8 @@ mod tests {
     fn every_problem_is_reported_at_once_with_its_place() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.toml");
-        files::write_atomic(&file, "\nqueue_limit = 0\n[log]\nlevel = \"loud\"\n".as_bytes()).unwrap();
+        files::write_atomic(&file, "\nqueue_limit = 0\n[log]\nlevel = \"loud\"\n".as_bytes())
+            .unwrap();
         let mut env = home();
         env.insert("ATELIER_MAX_ATTEMPTS", "many");
         env.insert("ATELIER_LISTEN", "0.0.0.0:4280");
@@ -387,7 +392,11 @@ mod tests {
     #[test]
     fn a_file_in_the_data_folder_cannot_move_the_data_folder() {
         let folder = tempfile::tempdir().unwrap();
-        files::write_atomic(&folder.path().join("atelier.toml"), "data = \"/elsewhere\"\n".as_bytes()).unwrap();
+        files::write_atomic(
+            &folder.path().join("atelier.toml"),
+            "data = \"/elsewhere\"\n".as_bytes(),
+        )
+        .unwrap();
         let mut flags = Flags::default();
         flags.raw.data = Some(folder.path().to_owned());
         let error = load(&flags, &home()).expect_err("refused").to_string();
