@@ -1,1 +1,7 @@
-fn main() {}
+//! The `atelier` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    atelier_server::cli::main()
+}

@@ -1,0 +1,161 @@
+//! What was written: every setting optional, names checked, values not yet. Also the one list of their names.
+
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// One setting's names.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// As in the file, with a dot below a table.
+    pub name: &'static str,
+    pub variable: &'static str,
+    pub flag: Option<&'static str>,
+}
+
+const fn key(name: &'static str, variable: &'static str, flag: Option<&'static str>) -> Key {
+    Key { name, variable, flag }
+}
+
+/// Every setting, in the order of `default-config.toml`.
+pub const KEYS: &[Key] = &[
+    key("data", "ATELIER_DATA", Some("--data")),
+    key("envs", "ATELIER_ENVS", None),
+    key("listen", "ATELIER_LISTEN", Some("--listen")),
+    key("model_folders", "ATELIER_MODELS", None),
+    key("default_model", "ATELIER_DEFAULT_MODEL", None),
+    key("pictures", "ATELIER_PICTURES", None),
+    key("queue_limit", "ATELIER_QUEUE_LIMIT", None),
+    key("max_attempts", "ATELIER_MAX_ATTEMPTS", None),
+    key("max_body_bytes", "ATELIER_MAX_BODY_BYTES", None),
+    key("max_wait_s", "ATELIER_MAX_WAIT_S", None),
+    key("idle_exit_s", "ATELIER_IDLE_EXIT_S", Some("--idle-exit")),
+    key("warm_start", "ATELIER_WARM_START", None),
+    key("worker.python", "ATELIER_PYTHON", None),
+    key("log.level", "ATELIER_LOG_LEVEL", None),
+    key("log.format", "ATELIER_LOG_FORMAT", None),
+];
+
+/// Settings as one source wrote them.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    pub data: Option<PathBuf>,
+    pub envs: Option<PathBuf>,
+    pub listen: Option<String>,
+    pub model_folders: Option<Vec<PathBuf>>,
+    pub default_model: Option<String>,
+    pub pictures: Option<PathBuf>,
+    pub queue_limit: Option<u32>,
+    pub max_attempts: Option<u32>,
+    pub max_body_bytes: Option<u64>,
+    pub max_wait_s: Option<u64>,
+    pub idle_exit_s: Option<u64>,
+    pub warm_start: Option<bool>,
+    #[serde(default)]
+    pub worker: RawWorker,
+    #[serde(default)]
+    pub log: RawLog,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawWorker {
+    pub python: Option<PathBuf>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawLog {
+    pub level: Option<String>,
+    pub format: Option<String>,
+}
+
+impl RawConfig {
+    /// Sets one value from text. `name` is one of [`KEYS`].
+    pub(super) fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
+        fn number<T: std::str::FromStr>(text: &str) -> Result<Option<T>, String> {
+            text.trim().parse().map(Some).map_err(|_| format!("`{text}` is not a whole number"))
+        }
+        match name {
+            "data" => self.data = Some(text.into()),
+            "envs" => self.envs = Some(text.into()),
+            "listen" => self.listen = Some(text.into()),
+            "model_folders" => {
+                let folders = text.split(':').filter(|part| !part.is_empty());
+                self.model_folders = Some(folders.map(PathBuf::from).collect());
+            }
+            "default_model" => self.default_model = Some(text.into()),
+            "pictures" => self.pictures = Some(text.into()),
+            "queue_limit" => self.queue_limit = number(text)?,
+            "max_attempts" => self.max_attempts = number(text)?,
+            "max_body_bytes" => self.max_body_bytes = number(text)?,
+            "max_wait_s" => self.max_wait_s = number(text)?,
+            "idle_exit_s" => self.idle_exit_s = number(text)?,
+            "warm_start" => {
+                self.warm_start = Some(match text {
+                    "true" | "1" => true,
+                    "false" | "0" => false,
+                    _ => return Err(format!("`{text}` is neither `true` nor `false`")),
+                });
+            }
+            "worker.python" => self.worker.python = Some(text.into()),
+            "log.level" => self.log.level = Some(text.into()),
+            "log.format" => self.log.format = Some(text.into()),
+            _ => return Err(format!("`{name}` is no setting")),
+        }
+        Ok(())
+    }
+}
+
+/// The setting whose name is closest to a wrong one, if any is close.
+pub(super) fn nearest_key(wrong: &str) -> Option<&'static str> {
+    let last = |name: &str| name.rsplit('.').next().map(str::to_owned).unwrap_or_default();
+    KEYS.iter()
+        .map(|key| {
+            // `python` outside of `[worker]` is as likely as a misspelt `worker.python`.
+            let whole = strsim::osa_distance(wrong, key.name);
+            (whole.min(strsim::osa_distance(&last(wrong), &last(key.name))), key.name)
+        })
+        .filter(|(distance, name)| *distance <= allowed(name))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+/// The variable that a name of ours was probably meant to be; none for a known or a foreign name.
+pub(super) fn nearest_variable(name: &str) -> Option<&'static str> {
+    use super::environment::{CONFIG_VARIABLE, NODE_VARIABLE};
+    let known = || KEYS.iter().map(|key| key.variable).chain([CONFIG_VARIABLE, NODE_VARIABLE]);
+    if !name.starts_with("ATELIER_") || known().any(|variable| variable == name) {
+        return None;
+    }
+    known()
+        .map(|variable| (strsim::osa_distance(name, variable), variable))
+        .filter(|(distance, _)| *distance <= 2)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, variable)| variable)
+}
+
+fn allowed(name: &str) -> usize {
+    (name.len() / 3).clamp(1, 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_can_be_set_from_text() {
+        for key in KEYS {
+            let text = if key.name == "warm_start" { "true" } else { "1" };
+            RawConfig::default().set(key.name, text).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_offered_only_when_it_is_near() {
+        assert_eq!(nearest_key("lisen"), Some("listen"));
+        assert_eq!(nearest_key("python"), Some("worker.python"));
+        assert_eq!(nearest_key("log.levle"), Some("log.level"));
+        assert_eq!(nearest_key("telemetry_endpoint"), None);
+    }
+}
