@@ -139,6 +139,7 @@ impl Loader {
                 (source(model), numerics.clone(), worker_device.clone());
             let answer = worker.request(LOAD_LIMIT, move |id| ToWorker::Load {
                 id,
+                work: None,
                 model: source,
                 device: worker_device,
                 numerics,

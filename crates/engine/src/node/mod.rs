@@ -12,7 +12,7 @@ use crate::model::{Loader, ModelConfig, ModelHandle};
 use crate::postprocessing::{Encoder, SamplerName};
 use crate::processing::{NewRequest, ProcessingConfig, ProcessingHandle, Tools};
 use crate::store::{ArtifactFiles, Idempotency, Identity, Store};
-use crate::worker::environment::{EnvironmentConfig, Environments};
+use crate::worker::environment::{CardFacts, EnvironmentConfig, Environments};
 use crate::worker::{ProcessSpawner, Spawner, SupervisorConfig, WorkerHandle, Workers};
 use atelier_protocol::http::{Artifact, Job, JobState, List, Validation};
 use atelier_protocol::worker::Dtype;
@@ -56,6 +56,21 @@ pub struct NodeConfig {
     pub idle_exit: Option<Duration>,
     /// Start a worker at boot rather than at the first job.
     pub warm_start: bool,
+}
+
+impl NodeConfig {
+    /// The worker environments that a node of this configuration uses, also for commands that run without a node.
+    #[must_use]
+    pub fn environments(&self) -> Environments {
+        let (envs, python, path) = (self.envs.clone(), self.python.clone(), self.path.clone());
+        Environments::new(EnvironmentConfig { envs, python, path }, Clock::system())
+    }
+}
+
+/// The cards of this machine, for [`Environments::ensure`].
+pub async fn cards() -> Vec<CardFacts> {
+    let devices = DeviceHandle::start(system_sources(&Nvidia::default()), TorchBuild::Locked).await;
+    launcher::card_facts(&devices.view().devices)
 }
 
 /// A running node. Cheap to clone; ends when [`Node::stop`] is called.
@@ -119,14 +134,7 @@ impl Node {
             clock.clone(),
         );
         models.scan().await?;
-        let environments = Environments::new(
-            EnvironmentConfig {
-                envs: config.envs.clone(),
-                python: config.python.clone(),
-                path: config.path.clone(),
-            },
-            clock.clone(),
-        );
+        let environments = config.environments();
         let workers = start_workers(&config, &devices, &environments, &clock)?;
         let loader = Loader::new(
             models.clone(),

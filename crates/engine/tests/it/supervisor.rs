@@ -202,6 +202,7 @@ async fn a_request_that_fails_carries_the_workers_own_error() {
     assert!(matches!(unload.await, Ok(FromWorker::Unloaded { .. })));
     let load = handle.request(Duration::from_secs(5), |id| ToWorker::Load {
         id,
+        work: None,
         model: atelier_protocol::worker::ModelSource { model: "m".into(), folder: "/m".into() },
         device: DeviceId::cpu(),
         numerics: atelier_protocol::worker::Numerics {

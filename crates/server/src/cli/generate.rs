@@ -8,6 +8,7 @@ use super::link::{Link, Stay};
 use super::output::{self, Destination, Naming};
 use super::progress::Display;
 use super::render::note;
+use super::worker;
 use crate::http::extension;
 use atelier_engine::clock::Clock;
 use atelier_protocol::http::{Artifact, Job, JobRequest, OutputRequest, Validation};
@@ -177,6 +178,7 @@ fn draw(
     now: &Zoned,
     args: &GenerateArgs,
 ) -> Result<(Job, Saved), ErrorBody> {
+    announce_installation(link, request, display)?;
     let job = submit(link, request)?;
     let naming = Naming { at: now, prompt: &args.prompt, count: job.request.count };
     let mut saved = Saved::default();
@@ -196,6 +198,22 @@ fn draw(
         display.warning(warning);
     }
     Ok((job, saved))
+}
+
+/// Says what the first picture on a machine costs before anything is downloaded, and not at all when the request would be
+/// refused. The node installs; its progress comes with the job's.
+fn announce_installation(
+    link: &Link<'_>,
+    request: &serde_json::Value,
+    display: &Display,
+) -> Result<(), ErrorBody> {
+    let Some(notice) = worker::installation_ahead(link.context())? else { return Ok(()) };
+    let validation: Validation = link.client().post("/v1/jobs/validate", request, &[])?;
+    if let Some(error) = validation.error {
+        return Err(error);
+    }
+    display.note(&notice.to_string());
+    Ok(())
 }
 
 /// Submits once: the key makes a second try harmless when the first one's answer was lost, as when a node that was idle

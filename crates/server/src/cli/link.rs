@@ -66,6 +66,10 @@ impl<'a> Link<'a> {
         Ok(Self { context, client, start: Some(stay), started })
     }
 
+    pub(super) fn context(&self) -> &Context {
+        self.context
+    }
+
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
@@ -213,7 +217,9 @@ impl Starting {
         )]
         let mut command = Command::new(program);
         command
-            .args(["serve", "--detached", "--json", "--listen", "127.0.0.1:0", "--idle-exit"])
+            .args(["serve", "--detached", "--json", "--listen", "127.0.0.1:0"])
+            // Its first job starts the worker; nothing is downloaded before that is announced.
+            .args(["--no-warm-start", "--idle-exit"])
             .arg(idle_s.to_string())
             .arg("--data")
             .arg(data)

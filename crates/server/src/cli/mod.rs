@@ -1,6 +1,7 @@
 //! The command line: flags in, one call, an answer in text or JSON, and the exit code of the error table.
 
 mod client;
+mod doctor;
 mod facts;
 mod follow;
 mod generate;
@@ -11,6 +12,7 @@ mod output;
 mod progress;
 mod render;
 mod sse;
+mod worker;
 
 use crate::config::Environment;
 use crate::config::{self, Flags, LogConfig, NODE_VARIABLE, ProcessEnvironment, Settings};
@@ -24,6 +26,7 @@ use render::{Output, note};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing::level_filters::LevelFilter;
+use worker::WorkerCommand;
 
 /// Makes images from text on this machine.
 #[derive(Parser, Debug)]
@@ -80,6 +83,13 @@ enum Command {
         #[command(subcommand)]
         command: JobsCommand,
     },
+    /// Make, describe or prune the Python environment that workers run in
+    Worker {
+        #[command(subcommand)]
+        command: WorkerCommand,
+    },
+    /// Look at this machine and say what is missing, each finding with its fix
+    Doctor,
     /// Settings
     Config {
         #[command(subcommand)]
@@ -97,6 +107,9 @@ struct ServeArgs {
     /// [default: 0]
     #[arg(long, value_name = "SECONDS")]
     idle_exit: Option<u64>,
+    /// Start no worker before the first job
+    #[arg(long)]
+    no_warm_start: bool,
     /// Outlive the terminal; how `generate` starts a node
     #[arg(long, hide = true)]
     detached: bool,
@@ -146,6 +159,7 @@ fn run(cli: Cli, output: Output) -> Result<(), ErrorBody> {
     if let Command::Serve(args) = &command {
         flags.raw.listen.clone_from(&args.listen);
         flags.raw.idle_exit_s = args.idle_exit;
+        flags.raw.warm_start = args.no_warm_start.then_some(false);
     }
     let settings = config::load(&flags, &ProcessEnvironment)?;
     start_log(&settings, &command);
@@ -170,6 +184,8 @@ fn run(cli: Cli, output: Output) -> Result<(), ErrorBody> {
         }
         Command::Capabilities => facts::capabilities(&context),
         Command::Jobs { command } => jobs::run(&context, &command),
+        Command::Worker { command } => worker::run(&context, &command),
+        Command::Doctor => doctor::run(&context),
         Command::Config { command: ConfigCommand::Show } => show_settings(&context),
     }
 }

@@ -144,6 +144,7 @@ fn text_of(progress: &Progress) -> String {
         (None, Some(0)) => "waiting, next in line".to_owned(),
         (None, Some(ahead)) => format!("waiting, {ahead} ahead"),
         (None, None) => "working".to_owned(),
+        (Some("install"), _) => "MiB, installing the worker environment".to_owned(),
         (Some("starting"), _) => "starting the worker".to_owned(),
         (Some("load"), _) => "loading the model".to_owned(),
         (Some("encode"), _) => "reading the prompt".to_owned(),

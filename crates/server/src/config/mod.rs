@@ -16,6 +16,7 @@ pub use raw::{KEYS, RawConfig, RawLog, RawWorker};
 pub use resolve::{Row, Settings, load};
 
 use atelier_engine::node::NodeConfig;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,6 +41,10 @@ pub struct Config {
     pub idle_exit: Option<Duration>,
     pub warm_start: bool,
     pub python: Option<PathBuf>,
+    /// Another program in the worker's place.
+    pub worker_command: Option<Vec<String>>,
+    /// The `PATH` of this process.
+    pub path: OsString,
     pub log: LogConfig,
 }
 
@@ -75,10 +80,13 @@ impl Config {
             data: self.data.clone(),
             envs: self.envs.clone(),
             python: self.python.clone(),
+            worker_command: self.worker_command.clone(),
+            path: self.path.clone(),
             model_folders,
             default_model: self.default_model.clone(),
             queue_limit: self.queue_limit,
             max_attempts: self.max_attempts,
+            max_body_bytes: self.max_body_bytes,
             idle_exit: self.idle_exit,
             warm_start: self.warm_start,
         }

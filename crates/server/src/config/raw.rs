@@ -29,8 +29,9 @@ pub const KEYS: &[Key] = &[
     key("max_body_bytes", "ATELIER_MAX_BODY_BYTES", None),
     key("max_wait_s", "ATELIER_MAX_WAIT_S", None),
     key("idle_exit_s", "ATELIER_IDLE_EXIT_S", Some("--idle-exit")),
-    key("warm_start", "ATELIER_WARM_START", None),
+    key("warm_start", "ATELIER_WARM_START", Some("--no-warm-start")),
     key("worker.python", "ATELIER_PYTHON", None),
+    key("worker.command", "ATELIER_WORKER_COMMAND", None),
     key("log.level", "ATELIER_LOG_LEVEL", None),
     key("log.format", "ATELIER_LOG_FORMAT", None),
 ];
@@ -61,6 +62,7 @@ pub struct RawConfig {
 #[serde(deny_unknown_fields)]
 pub struct RawWorker {
     pub python: Option<PathBuf>,
+    pub command: Option<Vec<String>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -99,12 +101,21 @@ impl RawConfig {
                 });
             }
             "worker.python" => self.worker.python = Some(text.into()),
+            "worker.command" => self.worker.command = Some(words(text)?),
             "log.level" => self.log.level = Some(text.into()),
             "log.format" => self.log.format = Some(text.into()),
             _ => return Err(format!("`{name}` is no setting")),
         }
         Ok(())
     }
+}
+
+/// A command from text: a JSON list, or words between spaces.
+fn words(text: &str) -> Result<Vec<String>, String> {
+    if text.trim_start().starts_with('[') {
+        return serde_json::from_str(text).map_err(|error| format!("is no list of words: {error}"));
+    }
+    Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 
 /// The setting whose name is closest to a wrong one, if any is close.

@@ -6,6 +6,7 @@ use super::raw::{KEYS, RawConfig};
 use super::{Config, ConfigError, DEFAULT_CONFIG, Flags, LogConfig, LogFormat, Origin, Problem};
 use atelier_engine::files;
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -79,6 +80,7 @@ pub fn load(flags: &Flags, env: &dyn Environment) -> Result<Settings, ConfigErro
         environment: &environment,
         flags: &flags.raw,
         places: &places,
+        path_variable: env.var("PATH").unwrap_or_default().into(),
         rows: Vec::new(),
         problems,
     };
@@ -110,6 +112,7 @@ struct Resolver<'a> {
     environment: &'a RawConfig,
     flags: &'a RawConfig,
     places: &'a Places,
+    path_variable: OsString,
     rows: Vec<Row>,
     problems: Vec<Problem>,
 }
@@ -152,6 +155,8 @@ impl Resolver<'_> {
             self.checked("idle_exit_s", |raw| raw.idle_exit_s, |n| within(n, 0, 31_536_000));
         let warm_start = self.checked("warm_start", |raw| raw.warm_start, Ok::<_, String>);
         let python = self.path("worker.python", |raw| raw.worker.python.clone(), None);
+        let command =
+            self.checked("worker.command", |raw| raw.worker.command.clone(), Ok::<_, String>);
         let level = self.checked("log.level", |raw| raw.log.level.clone(), |text| level(&text));
         let format = self.checked("log.format", |raw| raw.log.format.clone(), |text| format(&text));
         Some(Config {
@@ -168,6 +173,8 @@ impl Resolver<'_> {
             idle_exit: idle_exit_s.filter(|s| *s > 0).map(Duration::from_secs),
             warm_start: warm_start?,
             python,
+            worker_command: command.filter(|words| !words.is_empty()),
+            path: self.path_variable.clone(),
             log: LogConfig { level: level?, format: format? },
         })
     }
