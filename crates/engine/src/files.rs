@@ -72,7 +72,9 @@ pub fn remove_dir_all(path: &Path) -> io::Result<()> {
 /// Writes a file so that it is seen whole or not at all, also after a power cut: a temporary name, sync, rename, sync of
 /// the folder.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    // A bare file name has an empty parent, which no system call takes for the current folder.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
     let file_name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{file_name}.{}.part", uuid::Uuid::now_v7().simple()));
     let written = (|| {

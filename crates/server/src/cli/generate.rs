@@ -151,7 +151,7 @@ pub(super) fn run(context: &Context, args: &GenerateArgs) -> Result<(), ErrorBod
     }
     let interrupt = Interrupt::listen();
     let mut display = Display::new(context.output);
-    display.phase("looking for a node");
+    display.before("looking for a node");
     let link = Link::open_or_start(context, stay);
     let mut link = link.inspect_err(|_| display.finish())?;
     let drawn = draw(&mut link, &request, &interrupt, &mut display, &plan.destination, &now, args);
@@ -190,9 +190,12 @@ fn draw(
             save(link, destination, naming, artifact, &mut saved);
         }
     })?;
-    // Pictures whose event came in another form, or not at all.
-    for artifact in job.artifacts.clone() {
-        save(link, destination, naming, artifact, &mut saved);
+    for artifact in &job.artifacts {
+        save(link, destination, naming, artifact.clone(), &mut saved);
+        // Another call may have ended the node that it started, right after our job's end. The store has the picture.
+        if !saved.done.contains(&artifact.id) && link.renew().is_ok() {
+            save(link, destination, naming, artifact.clone(), &mut saved);
+        }
     }
     for warning in &job.warnings {
         display.warning(warning);

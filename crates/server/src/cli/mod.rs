@@ -61,6 +61,7 @@ enum Command {
     /// Uses the node that serves the data folder, or starts one: from a terminal it stays for five idle
     /// minutes, so that the next picture takes seconds; otherwise it ends with the call. The paths of the
     /// pictures are the only thing on standard output.
+    #[command(verbatim_doc_comment)]
     Generate(GenerateArgs),
     /// Run a node until it is told to end (Ctrl-C or SIGTERM)
     Serve(ServeArgs),

@@ -42,9 +42,11 @@ impl Display {
         Self { form, warned: BTreeSet::new() }
     }
 
-    /// Something that happens before the job's first event.
-    pub(super) fn phase(&mut self, text: &str) {
-        self.show(text, &Progress::default());
+    /// What happens before the job's first event; too short for a line that stays.
+    pub(super) fn before(&mut self, text: &str) {
+        if let Form::Bar(_) = &self.form {
+            self.show(text, &Progress::default());
+        }
     }
 
     pub(super) fn event(&mut self, event: &Received) {
@@ -70,9 +72,8 @@ impl Display {
                 }
             }
             "warning" => {
-                if let Ok(warning) = serde_json::from_value::<Detail>(event.data.clone()) {
-                    self.warning(&warning);
-                }
+                let text = |name| event.data.get(name).and_then(Value::as_str).unwrap_or_default();
+                self.warning(&Detail::new(text("field"), text("message")));
             }
             _ => {} // pictures and the end are the command's own to tell
         }

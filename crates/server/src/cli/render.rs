@@ -65,7 +65,8 @@ pub(super) fn note(text: &str) {
 
 fn error_text(error: &ErrorBody) -> String {
     let mut text = format!("Error: {}\n", plain(&error.message));
-    for detail in &error.details {
+    // A single problem may be the message itself.
+    for detail in error.details.iter().filter(|detail| detail.message != error.message) {
         let field =
             if detail.field.is_empty() { String::new() } else { format!("{}: ", detail.field) };
         let _ = writeln!(text, "  {}{}", plain(&field), plain(&detail.message)); // a String takes all

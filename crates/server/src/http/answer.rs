@@ -100,7 +100,7 @@ pub(super) fn about_job(id: impl std::fmt::Display) {
 
 fn log(method: &str, path: &str, response: &Response, started: Instant) {
     let status = response.status().as_u16();
-    let ms = started.elapsed().as_secs_f64() * 1e3;
+    let ms = (started.elapsed().as_secs_f64() * 1e4).round() / 10.0;
     let error = response.extensions().get::<Unwritten>().map(|Unwritten(body)| body);
     match error {
         Some(body) if status >= 500 => {

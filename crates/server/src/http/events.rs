@@ -3,7 +3,7 @@
 
 use super::App;
 use super::answer::{ApiError, about_job};
-use super::input;
+use super::input::{self, Parameters};
 use atelier_engine::node::StreamEvent;
 use atelier_protocol::http::EventKind;
 use atelier_protocol::{Detail, ErrorBody, ErrorCode};
@@ -52,12 +52,9 @@ pub(super) async fn of_node(
 
 /// The id to go on after. The header wins: a browser that comes back sends it along with the old address.
 fn after(uri: &Uri, headers: &HeaderMap) -> Result<Option<u64>, ErrorBody> {
-    let values = input::query(uri, &["after"])?;
-    let mut problems = Vec::new();
-    let asked = input::parameter(&values, "after", "an event id", &mut problems);
-    if !problems.is_empty() {
-        return Err(input::wrong_query(problems));
-    }
+    let mut parameters = Parameters::of(uri, &["after"])?;
+    let asked = parameters.read("after", "an event id", |_: &u64| true);
+    parameters.check()?;
     let Some(header) = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty()) else {
         return Ok(asked);
     };
@@ -85,7 +82,7 @@ fn answer(
         };
         let is_last = scope == Scope::Job && event.kind == EventKind::End;
         let open = if is_last { None } else { Some((events, stopping)) };
-        Some((Ok::<_, Infallible>(written(event)), open))
+        Some((Ok::<_, Infallible>(written(event, scope)), open))
     });
     let heartbeat = KeepAlive::new().interval(HEARTBEAT);
     let mut response = Sse::new(stream).keep_alive(heartbeat).into_response();
@@ -93,10 +90,13 @@ fn answer(
     response
 }
 
-fn written(event: StreamEvent) -> Event {
+fn written(event: StreamEvent, scope: Scope) -> Event {
     let StreamEvent { id, job, kind, mut data } = event;
-    // The node's stream mixes jobs. `end` is the job itself and says so by its `id`.
-    if let (Value::Object(fields), false) = (&mut data, kind == EventKind::End) {
+    // The node's stream mixes jobs, so each event names its own. `end` is the job itself and says so by its `id`.
+    if scope == Scope::Node
+        && kind != EventKind::End
+        && let Value::Object(fields) = &mut data
+    {
         fields.entry("job").or_insert_with(|| job.to_string().into());
     }
     let written = Event::default().event(kind.word()).data(data.to_string());
@@ -139,20 +139,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_jobs_stream_closes_after_its_end() {
-        let job = uuid::Uuid::nil();
         assert_eq!(
             text(Scope::Job, false).await,
-            format!(
-                "event: state\ndata: {{\"job\":\"{job}\",\"state\":\"running\"}}\nid: 7\n\n\
-                 event: progress\ndata: {{\"job\":\"{job}\",\"note\":\"two\\nlines\",\"step\":1}}\n\n\
-                 event: end\ndata: {{\"id\":\"x\"}}\nid: 9\n\n"
-            )
+            "event: state\ndata: {\"state\":\"running\"}\nid: 7\n\n\
+             event: progress\ndata: {\"note\":\"two\\nlines\",\"step\":1}\n\n\
+             event: end\ndata: {\"id\":\"x\"}\nid: 9\n\n"
         );
     }
 
     #[tokio::test]
-    async fn the_nodes_stream_goes_on_after_a_jobs_end() {
-        assert!(text(Scope::Node, false).await.contains("id: 10"));
+    async fn the_nodes_stream_names_the_job_of_each_event_and_goes_on_after_an_end() {
+        let text = text(Scope::Node, false).await;
+        let job = uuid::Uuid::nil();
+        assert!(
+            text.contains(&format!("data: {{\"job\":\"{job}\",\"state\":\"running\"}}")),
+            "{text}"
+        );
+        assert!(text.contains("data: {\"id\":\"x\"}"), "{text}");
+        assert!(text.contains("id: 10"), "{text}");
     }
 
     #[tokio::test]

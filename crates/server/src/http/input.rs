@@ -64,7 +64,11 @@ async fn read_body(request: Request, limit_bytes: u64) -> Result<Vec<u8>, ErrorB
 
 /// Reads an object; a duplicate key is refused, since two readers would disagree on which one counts.
 fn strict_object(bytes: &[u8]) -> Result<Value, ErrorBody> {
-    let invalid = |message: String| ErrorBody::new(ErrorCode::RequestInvalid, message);
+    let invalid = |message: String| {
+        let hint =
+            "one JSON object, such as {\"kind\": \"text_to_image\", \"prompt\": \"a strawberry\"}.";
+        ErrorBody::new(ErrorCode::RequestInvalid, message).with_hint(hint)
+    };
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(invalid("the body is empty; a JSON object is needed".to_owned()));
     }
@@ -133,44 +137,62 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 }
 
-/// The parameters of a query string; unknown and repeated ones are refused, all at once.
-pub(super) fn query(uri: &Uri, known: &[&str]) -> Result<BTreeMap<String, String>, ErrorBody> {
-    let Ok(Query(pairs)) = Query::<Vec<(String, String)>>::try_from_uri(uri) else {
-        return Err(ErrorBody::new(ErrorCode::RequestInvalid, "the query string cannot be read"));
-    };
-    let (mut values, mut problems) = (BTreeMap::new(), Vec::new());
-    for (name, value) in pairs {
-        if !known.contains(&name.as_str()) {
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            let message = format!("no such parameter; known here: {known}");
-            problems.push(Detail::new(name, message));
-        } else if values.insert(name.clone(), value).is_some() {
-            problems.push(Detail::new(name, "is there twice"));
+/// The parameters of a query string, and what is wrong with them. Nothing is decided before all were read, so that every
+/// problem is reported at once.
+#[derive(Debug)]
+pub(super) struct Parameters {
+    values: BTreeMap<String, String>,
+    problems: Vec<Detail>,
+}
+
+impl Parameters {
+    /// Unknown and repeated ones are wrong.
+    pub(super) fn of(uri: &Uri, known: &[&str]) -> Result<Self, ErrorBody> {
+        let Ok(Query(pairs)) = Query::<Vec<(String, String)>>::try_from_uri(uri) else {
+            return Err(ErrorBody::new(
+                ErrorCode::RequestInvalid,
+                "the query string cannot be read",
+            ));
+        };
+        let (mut values, mut problems) = (BTreeMap::new(), Vec::new());
+        for (name, value) in pairs {
+            if !known.contains(&name.as_str()) {
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                let message = format!("no such parameter; known here: {known}");
+                problems.push(Detail::new(name, message));
+            } else if values.insert(name.clone(), value).is_some() {
+                problems.push(Detail::new(name, "is there twice"));
+            }
         }
+        Ok(Self { values, problems })
     }
-    if problems.is_empty() { Ok(values) } else { Err(wrong_query(problems)) }
-}
 
-/// One parameter as a value, or what is wrong with it.
-pub(super) fn parameter<T: FromStr>(
-    values: &BTreeMap<String, String>,
-    name: &str,
-    possible: &str,
-    problems: &mut Vec<Detail>,
-) -> Option<T> {
-    let text = values.get(name)?;
-    let value = text.parse().ok();
-    if value.is_none() {
-        let shown: String = text.chars().take(60).collect();
-        problems.push(Detail::new(name, format!("`{shown}` is not {possible}")));
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
     }
-    value
-}
 
-pub(super) fn wrong_query(problems: Vec<Detail>) -> ErrorBody {
-    let first = problems.first().map(|p| format!("{}: {}", p.field, p.message)).unwrap_or_default();
-    ErrorBody::new(ErrorCode::RequestInvalid, format!("the query string is wrong: {first}"))
-        .with_details(problems)
+    /// One parameter as a value; `possible` says what it may be.
+    pub(super) fn read<T: FromStr>(
+        &mut self,
+        name: &str,
+        possible: &str,
+        is_possible: impl Fn(&T) -> bool,
+    ) -> Option<T> {
+        let text = self.values.get(name)?;
+        let value = text.parse().ok().filter(is_possible);
+        if value.is_none() {
+            let shown: String = text.chars().take(60).collect();
+            self.problems.push(Detail::new(name, format!("`{shown}` is not {possible}")));
+        }
+        value
+    }
+
+    /// Whether all was well. Call it after the last `read`.
+    pub(super) fn check(self) -> Result<(), ErrorBody> {
+        let Some(first) = self.problems.first() else { return Ok(()) };
+        let message = format!("the query string is wrong: {}: {}", first.field, first.message);
+        Err(ErrorBody::new(ErrorCode::RequestInvalid, message).with_details(self.problems))
+    }
 }
 
 /// An id in a path that is no id names nothing, so it is answered like one that is not there.
@@ -246,12 +268,17 @@ mod tests {
 
     #[test]
     fn every_wrong_query_parameter_is_reported() {
-        let uri: Uri = "/v1/jobs?limit=5&limti=6&limit=7&x=1".parse().unwrap();
-        let error = query(&uri, &["limit", "state"]).expect_err("three problems");
+        let uri: Uri = "/v1/jobs?limit=5&limti=6&limit=7&x=1&state=".parse().unwrap();
+        let mut parameters = Parameters::of(&uri, &["limit", "state"]).unwrap();
+        assert_eq!(parameters.read("limit", "small", |limit: &u32| *limit < 3), None);
+        assert_eq!(parameters.read("state", "a number", |_: &u32| true), None);
+        let error = parameters.check().expect_err("five problems");
         let fields: Vec<_> = error.details.iter().map(|detail| detail.field.as_str()).collect();
-        assert_eq!(fields, ["limti", "limit", "x"]);
+        assert_eq!(fields, ["limti", "limit", "x", "limit", "state"]);
         let uri: Uri = "/v1/jobs?state=a%20b".parse().unwrap();
-        assert_eq!(query(&uri, &["limit", "state"]).unwrap()["state"], "a b");
+        let parameters = Parameters::of(&uri, &["limit", "state"]).unwrap();
+        assert_eq!(parameters.text("state"), Some("a b"));
+        assert_eq!(parameters.check(), Ok(()));
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use super::App;
 use super::answer::{ApiError, about_job};
-use super::input::{self, JsonObject};
+use super::input::{self, JsonObject, Parameters};
 use super::prefer::{self, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED};
 use atelier_engine::node::Submission;
+use atelier_protocol::JobId;
 use atelier_protocol::http::{Job, JobState, List, Validation};
-use atelier_protocol::{Detail, JobId};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::header::LOCATION;
@@ -67,20 +67,14 @@ pub(super) async fn validate(
 }
 
 pub(super) async fn list(State(app): State<App>, uri: Uri) -> Result<Json<List<Job>>, ApiError> {
-    let values = input::query(&uri, &["state", "limit", "cursor"])?;
-    let mut problems = Vec::new();
+    let mut parameters = Parameters::of(&uri, &["state", "limit", "cursor"])?;
     let states = "one of queued, running, succeeded, failed, cancelled";
-    let state: Option<JobState> = input::parameter(&values, "state", states, &mut problems);
+    let state = parameters.read("state", states, |_: &JobState| true);
     let limits = "a whole number from 1 to 200";
-    let limit: Option<u32> = input::parameter(&values, "limit", limits, &mut problems);
-    let limit = limit.unwrap_or(DEFAULT_PAGE);
-    if !(1..=LARGEST_PAGE).contains(&limit) {
-        problems.push(Detail::new("limit", format!("`{limit}` is not {limits}")));
-    }
-    if !problems.is_empty() {
-        return Err(input::wrong_query(problems).into());
-    }
-    Ok(Json(app.node.jobs(state, values.get("cursor").cloned(), limit).await?))
+    let limit = parameters.read("limit", limits, |n| (1..=LARGEST_PAGE).contains(n));
+    let cursor = parameters.text("cursor").map(str::to_owned);
+    parameters.check()?;
+    Ok(Json(app.node.jobs(state, cursor, limit.unwrap_or(DEFAULT_PAGE)).await?))
 }
 
 pub(super) async fn get(State(app): State<App>, path: Path<String>) -> Result<Json<Job>, ApiError> {
