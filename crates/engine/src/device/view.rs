@@ -75,8 +75,8 @@ pub struct DeviceView {
 }
 
 impl Device {
-    /// This device as clients see it. What it is doing (`ready`, `busy`, `starting`, `failed`) is known above; a device
-    /// that cannot be used is `unsupported` whatever is said.
+    /// This device as clients see it. What it is doing (`ready`, `busy`, `starting`, `failed`) is
+    /// known above; a device that cannot be used is `unsupported` whatever is said.
     #[must_use]
     pub fn entry(
         &self,
