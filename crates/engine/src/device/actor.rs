@@ -1,4 +1,5 @@
-//! The one task that looks for devices: asks the sources off the async threads, publishes, then replies.
+//! The one task that looks for devices: asks the sources off the async threads, publishes, then
+//! replies.
 
 use super::inventory::take_stock;
 use super::{Device, DeviceView, Source, TorchBuild};

@@ -31,7 +31,8 @@ impl Source for CpuSource {
                 None
             }
         };
-        // Counts what our affinity mask and the quota of our control group (both versions) leave us.
+        // Counts what our affinity mask and the quota of our control group (both versions) leave
+        // us.
         let cores = std::thread::available_parallelism().ok().and_then(|n| n.get().try_into().ok());
         let CpuInfo { name, vendor, instruction_sets } = parse(&text);
         let device = Device {

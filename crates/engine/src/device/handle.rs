@@ -20,8 +20,8 @@ pub fn system_sources(nvidia: &Nvidia) -> Vec<Box<dyn Source>> {
 }
 
 impl DeviceHandle {
-    /// Looks once, then answers rescans until the last handle is dropped. `torch` says whether the needs of our own lock
-    /// file decide which cards are usable.
+    /// Looks once, then answers rescans until the last handle is dropped. `torch` says whether the
+    /// needs of our own lock file decide which cards are usable.
     pub async fn start(sources: Vec<Box<dyn Source>>, torch: TorchBuild) -> Self {
         let sources: Arc<[Box<dyn Source>]> = sources.into();
         let (devices, findings) = look(Arc::clone(&sources), torch).await;
@@ -59,9 +59,9 @@ impl DeviceHandle {
 
 #[cfg(test)]
 mod tests {
-    use super::super::inventory::tests::card;
-    use super::super::{Found, SourceError, Usable};
     use super::*;
+    use crate::device::inventory::tests::card;
+    use crate::device::{Found, SourceError, Usable};
     use std::sync::Mutex;
 
     /// Gives its answers one after another, then fails.

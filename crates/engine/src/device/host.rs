@@ -1,7 +1,7 @@
 //! How much RAM this process may count on: the machine's, or less where a control group says so.
 //!
-//! Reads `/proc/meminfo`, `/proc/self/cgroup` and the memory controller of version 2 or 1, from our own group up to the
-//! root that we can see: a limit on any of them binds us.
+//! Reads `/proc/meminfo`, `/proc/self/cgroup` and the memory controller of version 2 or 1, from our
+//! own group up to the root that we can see: a limit on any of them binds us.
 
 use crate::files;
 use atelier_protocol::Bytes;
@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 pub struct HostMemory {
     /// The machine's memory or the tightest limit above us, whichever is smaller.
     pub total: Bytes,
-    /// What could be had without swapping: free memory and cache that can be dropped, within the same limits.
+    /// What could be had without swapping: free memory and cache that can be dropped, within the
+    /// same limits.
     pub available: Bytes,
 }
 
@@ -53,8 +54,9 @@ fn parse_meminfo(text: &str) -> Option<HostMemory> {
     Some(HostMemory { total, available })
 }
 
-/// Folders of the memory controller that may limit us. In a container the path that the kernel gives may not exist, since
-/// only our own part of the tree is mounted, at the root; so each step up is tried and what is missing is skipped.
+/// Folders of the memory controller that may limit us. In a container the path that the kernel
+/// gives may not exist, since only our own part of the tree is mounted, at the root; so each step
+/// up is tried and what is missing is skipped.
 fn controller_folders(root: &Path, proc_self_cgroup: &str) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for line in proc_self_cgroup.lines() {

@@ -1,5 +1,5 @@
-//! Turns what the sources found into the one list of devices. Holds no channel and reads nothing, so every rule here is a
-//! plain test.
+//! Turns what the sources found into the one list of devices. Holds no channel and reads nothing,
+//! so every rule here is a plain test.
 
 use super::{Device, DeviceKind, Found, SourceError, TorchBuild, Usable};
 use atelier_protocol::DeviceId;
@@ -9,8 +9,8 @@ const LOCKED_TORCH_CAPABILITY: (u32, u32) = (7, 5);
 /// Lowest driver branch that can run the CUDA libraries of the locked PyTorch.
 const LOCKED_TORCH_DRIVER: u32 = 580;
 
-/// Whether the PyTorch of our lock file can use a card. Facts that are not known speak for the card: the worker's own
-/// probe has the last word.
+/// Whether the PyTorch of our lock file can use a card. Facts that are not known speak for the
+/// card: the worker's own probe has the last word.
 #[must_use]
 pub fn supported_by_locked_torch(capability: Option<(u32, u32)>, driver: Option<&str>) -> Usable {
     if let Some((major, minor)) = capability
@@ -32,8 +32,9 @@ pub fn supported_by_locked_torch(capability: Option<(u32, u32)>, driver: Option<
     Usable::Yes
 }
 
-/// Names cards `backend:0`, `backend:1`, … by bus id, which is the order of `CUDA_DEVICE_ORDER=PCI_BUS_ID`. Cards without
-/// a bus id come last, in the order in which they were found.
+/// Names cards `backend:0`, `backend:1`, … by bus id, which is the order of
+/// `CUDA_DEVICE_ORDER=PCI_BUS_ID`. Cards without a bus id come last, in the order in which they
+/// were found.
 pub(super) fn number_cards(cards: &mut [Device]) {
     cards.sort_by(|a, b| match (&a.pci, &b.pci) {
         (Some(a), Some(b)) => bus_order(a).cmp(&bus_order(b)),

@@ -1,10 +1,12 @@
 //! Device: what hardware is here and what it can do.
 //!
-//! Owns the list of devices and their ids (`cpu`, `cuda:0`, …): found at start and at every [`DeviceHandle::rescan`] by
-//! asking each [`Source`], numbered and judged by a pure inventory, published with a generation number. A source that fails
-//! never fails the discovery: it becomes a finding that `doctor` and the log show. A value that nobody measured is absent.
+//! Owns the list of devices and their ids (`cpu`, `cuda:0`, …): found at start and at every
+//! [`DeviceHandle::rescan`] by asking each [`Source`], numbered and judged by a pure inventory,
+//! published with a generation number. A source that fails never fails the discovery: it becomes a
+//! finding that `doctor` and the log show. A value that nobody measured is absent.
 //!
-//! Never starts a worker, never touches a device, and knows nothing of how full a device is: that is memory's.
+//! Never starts a worker, never touches a device, and knows nothing of how full a device is: that
+//! is memory's.
 
 mod actor;
 mod cpu;

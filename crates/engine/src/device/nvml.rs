@@ -1,5 +1,5 @@
-//! NVIDIA cards through NVML, the driver's own library, loaded at run time. A machine without it is the normal case and
-//! says nothing; a library that is there and fails is a finding.
+//! NVIDIA cards through NVML, the driver's own library, loaded at run time. A machine without it is
+//! the normal case and says nothing; a library that is there and fails is a finding.
 
 use super::inventory::{number_cards, short_bus_id};
 use super::{Device, DeviceKind, Found, Source, SourceError, Usable};
@@ -21,8 +21,8 @@ pub struct CardMemory {
 }
 
 impl Nvidia {
-    /// `None` where the machine has no NVIDIA driver. A failure is tried again at the next call, since a driver may come
-    /// up after us.
+    /// `None` where the machine has no NVIDIA driver. A failure is tried again at the next call,
+    /// since a driver may come up after us.
     fn library(&self) -> Result<Option<&Nvml>, NvmlError> {
         if let Some(nvml) = self.0.get() {
             return Ok(Some(nvml));
@@ -53,7 +53,8 @@ impl fmt::Debug for Nvidia {
     }
 }
 
-/// The loader's words for a library that does not exist, as against one that exists and lacks something itself.
+/// The loader's words for a library that does not exist, as against one that exists and lacks
+/// something itself.
 fn is_absent(message: &str) -> bool {
     message.starts_with("libnvidia-ml") && message.contains("No such file")
 }
@@ -127,9 +128,15 @@ mod tests {
 
     #[test]
     fn what_this_machine_answers_is_consistent() {
-        // With a driver there are numbered cards with bus ids whose memory can be asked for; without one, nothing.
+        // With a driver there are numbered cards with bus ids whose memory can be asked for;
+        // without one, nothing, whether or not the library is there.
         let nvidia = Nvidia::default();
-        if let Ok(found) = NvidiaSource(nvidia.clone()).discover() {
+        let discovered = NvidiaSource(nvidia.clone()).discover();
+        if !std::path::Path::new("/proc/driver/nvidia").exists() {
+            let found = discovered.clone().unwrap_or_default();
+            assert_eq!(found.devices, []);
+        }
+        if let Ok(found) = discovered {
             for (index, device) in found.devices.iter().enumerate() {
                 assert_eq!(device.id.as_str(), format!("cuda:{index}"));
                 let pci = device.pci.as_deref().expect("a bus id");

@@ -249,7 +249,11 @@ impl Inference {
                 }
             }
         }
-        let scheduler = scheduler.flatten().map_or(defaults.scheduler.as_str(), |row| row.name);
+        // Without a card the model's own default is the class that its folder names.
+        let default = Scheduler::find(&defaults.scheduler)
+            .or_else(|| Scheduler::of_class(&defaults.scheduler))
+            .unwrap_or(&SCHEDULERS[0]);
+        let scheduler = scheduler.flatten().unwrap_or(default).name;
         Ok(Resolved {
             request: ResolvedRequest {
                 kind: request.kind.clone(),

@@ -30,6 +30,7 @@ enum Setting {
 pub const SCHEDULERS: &[Scheduler] = &[
     row("ddim", "DDIM", &[], "DDIMScheduler", &[]),
     row("ddpm", "DDPM", &[], "DDPMScheduler", &[]),
+    row("pndm", "PLMS", &["plms"], "PNDMScheduler", &[]),
     row("euler", "Euler", &["k_euler"], "EulerDiscreteScheduler", &[]),
     row(
         "euler_a",

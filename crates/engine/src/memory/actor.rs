@@ -80,7 +80,8 @@ impl MemoryActor {
         }
     }
 
-    /// Ends when the last handle is dropped. What reservations release after that was the ledger's, which is gone.
+    /// Ends when the last handle is dropped. What reservations release after that was the ledger's,
+    /// which is gone.
     pub(super) async fn run(
         mut self,
         mut inbox: mpsc::Receiver<Command>,
@@ -92,7 +93,8 @@ impl MemoryActor {
             tokio::select! {
                 command = inbox.recv() => {
                     let Some(command) = command else { break };
-                    // Whoever drops a reservation and then asks for another must find the first one gone.
+                    // Whoever drops a reservation and then asks for another must find the first one
+                    // gone.
                     while let Ok(id) = released.try_recv() {
                         self.ledger.release(id);
                     }

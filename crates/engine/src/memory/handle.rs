@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-/// How long somebody waits for the system's figures. A driver that hangs must not hold up the node: what follows is then
-/// decided with the figures of before.
+/// How long somebody waits for the system's figures. A driver that hangs must not hold up the node:
+/// what follows is then decided with the figures of before.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Reads never wait; changes go through the inbox. Cheap to clone.
@@ -53,8 +53,9 @@ impl Drop for Reservation {
 }
 
 impl MemoryHandle {
-    /// Keeps a ledger for these devices until the last handle is dropped, looking at the system now and then every two
-    /// seconds. Returns after the first look, so that the first decision already knows what other programs use.
+    /// Keeps a ledger for these devices until the last handle is dropped, looking at the system now
+    /// and then every two seconds. Returns after the first look, so that the first decision already
+    /// knows what other programs use.
     pub async fn start(devices: &[Device], observer: Arc<dyn Observer>, clock: Clock) -> Self {
         let empty =
             MemoryView { generation: 0, entries: Arc::default(), allocations: Arc::default() };
@@ -98,14 +99,16 @@ impl MemoryHandle {
         answer.await.map_err(|_| MemoryError::Stopping)?
     }
 
-    /// Says that the owner has taken these bytes (the worker answered `loaded`), so that the system's figures contain
-    /// them from now on. Returns once a report taken after this call is entered. Without it the bytes are counted on top
-    /// of what the system reports, which errs on the safe side.
+    /// Says that the owner has taken these bytes (the worker answered `loaded`), so that the
+    /// system's figures contain them from now on. Returns once a report taken after this call is
+    /// entered. Without it the bytes are counted on top of what the system reports, which errs on
+    /// the safe side.
     pub async fn settle(&self, reservation: &Reservation) {
         let (reply, answer) = oneshot::channel();
         let sent = self.inbox.send(Command::Settle { id: reservation.id, reply }).await;
         if sent.is_ok() {
-            // Too late is harmless: it is settled when the report comes. The node may also be stopping.
+            // Too late is harmless: it is settled when the report comes. The node may also be
+            // stopping.
             let _ = timeout(LOOK_LIMIT, answer).await;
         }
     }
@@ -121,9 +124,9 @@ impl MemoryHandle {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Observation, ObserverError, Pressure};
     use super::*;
     use crate::device::{DeviceKind, Usable};
+    use crate::memory::{Observation, ObserverError, Pressure};
     use jiff::Timestamp;
     use std::sync::Mutex;
 
@@ -235,7 +238,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_real_machine_answers() {
-        let observer = Arc::new(super::super::SystemObserver::default());
+        let observer = Arc::new(crate::memory::SystemObserver::default());
         let memory = MemoryHandle::start(&[cpu()], observer, Clock::system()).await;
         let row = memory.view().entries[0].clone();
         assert!(row.total > Bytes::mib(64));

@@ -1,4 +1,5 @@
-//! Decides which reservation fits where. Holds no clock, lock or channel, so every rule here is a plain test.
+//! Decides which reservation fits where. Holds no clock, lock or channel, so every rule here is a
+//! plain test.
 
 use super::observer::Observation;
 use super::{Allocation, AllocationId, MemoryError, MemoryRow, Owner, Pressure};
@@ -6,8 +7,8 @@ use atelier_protocol::{Bytes, DeviceId};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Kept back on every device: allocators round up, and a machine without a spare page is no machine. A sixteenth of
-/// devices smaller than 8 GiB.
+/// Kept back on every device: allocators round up, and a machine without a spare page is no
+/// machine. A sixteenth of devices smaller than 8 GiB.
 const MARGIN: Bytes = Bytes::mib(512);
 
 /// What is promised to whom. A value.
@@ -22,7 +23,8 @@ pub(super) struct Ledger {
 struct Account {
     device: DeviceId,
     total: Bytes,
-    // Bytes promised, not bytes measured: two loads starting together must not both see the same free memory.
+    // Bytes promised, not bytes measured: two loads starting together must not both see the same
+    // free memory.
     promised: Bytes,
     /// Part of `promised` that no report of the system can contain yet.
     unsettled: Bytes,
@@ -129,7 +131,8 @@ impl Ledger {
         Ok(id)
     }
 
-    /// The bytes are in use and a report taken since then is about to be entered. Unknown ids were released meanwhile.
+    /// The bytes are in use and a report taken since then is about to be entered. Unknown ids were
+    /// released meanwhile.
     pub(super) fn settle(&mut self, id: AllocationId) {
         if let Some(allocation) = self.allocations.get_mut(&id)
             && !allocation.settled
@@ -152,7 +155,8 @@ impl Ledger {
         }
     }
 
-    /// Enters what the system reports; `None` when it did not answer, so that an old figure is not taken for a new one.
+    /// Enters what the system reports; `None` when it did not answer, so that an old figure is not
+    /// taken for a new one.
     pub(super) fn observe(&mut self, device: &DeviceId, seen: Option<Observation>) {
         if let Some(account) = self.devices.iter_mut().find(|account| account.device == *device) {
             account.available = seen.map(|seen| seen.available);
@@ -278,7 +282,8 @@ mod tests {
     }
 
     proptest! {
-        /// The model: a list of (id, bytes, settled) and the last report. 1600 bytes in all, a margin of 100.
+        /// The model: a list of (id, bytes, settled) and the last report. 1600 bytes in all, a
+        /// margin of 100.
         #[test]
         fn the_ledger_never_promises_more_than_there_is_and_returns_to_zero(
             steps in prop::collection::vec(step(), 0..200)

@@ -1,4 +1,5 @@
-//! What the system says about memory, behind a trait so that tests put in whatever machine they like.
+//! What the system says about memory, behind a trait so that tests put in whatever machine they
+//! like.
 
 use crate::device::{Device, HostMemory, Nvidia};
 use atelier_protocol::Bytes;

@@ -70,7 +70,8 @@ pub enum Pressure {
 }
 
 impl Pressure {
-    /// The level of `used` out of `total`. Nothing of nothing is an emergency: nothing can be placed there.
+    /// The level of `used` out of `total`. Nothing of nothing is an emergency: nothing can be
+    /// placed there.
     #[must_use]
     pub fn of(used: Bytes, total: Bytes) -> Self {
         let percent = (u128::from(used.0) * 100).checked_div(u128::from(total.0)).unwrap_or(100);
@@ -106,7 +107,8 @@ pub struct MemoryView {
 }
 
 impl MemoryRow {
-    /// This row as clients see it. `cache` is what the caches of this node hold on the device, which they know themselves.
+    /// This row as clients see it. `cache` is what the caches of this node hold on the device,
+    /// which they know themselves.
     #[must_use]
     pub fn entry(&self, cache: Bytes) -> MemoryEntry {
         MemoryEntry {

@@ -1,4 +1,5 @@
-//! What a model says about itself: `atelier.json` in its folder, and what follows from its configurations without one.
+//! What a model says about itself: `atelier.json` in its folder, and what follows from its
+//! configurations without one.
 
 use super::{Problem, StableDiffusion, Vocabulary};
 use crate::files;
@@ -24,7 +25,8 @@ pub struct ModelCard {
     pub credits: Vec<String>,
     pub notes: Option<String>,
     pub limits: ModelLimits,
-    /// `scheduler` is our name where the card gives one, and the model's scheduler class (`PNDMScheduler`) otherwise.
+    /// `scheduler` is our name where the card gives one, and the model's scheduler class
+    /// (`PNDMScheduler`) otherwise.
     pub defaults: ModelDefaults,
     pub scheduler: SchedulerConfig,
     /// Words that the model was taught; absent for models that know most.
@@ -181,8 +183,8 @@ fn check_defaults(defaults: &ModelDefaults, limits: ModelLimits) -> Result<(), P
 
 #[cfg(test)]
 mod tests {
-    use super::super::stable_diffusion::tests::demo;
     use super::*;
+    use crate::model::stable_diffusion::tests::demo;
 
     fn scheduler() -> SchedulerConfig {
         SchedulerConfig { class: "PNDMScheduler".to_owned(), config: Map::new() }

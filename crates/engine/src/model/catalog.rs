@@ -1,5 +1,5 @@
-//! Gives every model its id, and models to those who ask by name. Holds no channel and reads nothing, so every rule here
-//! is a plain test.
+//! Gives every model its id, and models to those who ask by name. Holds no channel and reads
+//! nothing, so every rule here is a plain test.
 
 use super::diffusers::Examined;
 use super::{Model, ModelError, UnusableModel};
@@ -64,8 +64,9 @@ fn slug(name: &str) -> String {
     if slug.is_empty() { "model".to_owned() } else { slug.to_owned() }
 }
 
-/// One id each, in the same order. Models of the same name are all called after their parent folder as well, so that none
-/// of them silently answers for the others; what is still the same gets a number, in the order of the paths.
+/// One id each, in the same order. Models of the same name are all called after their parent folder
+/// as well, so that none of them silently answers for the others; what is still the same gets a
+/// number, in the order of the paths.
 fn unique_ids(names: &[(String, &Path)]) -> Vec<String> {
     let mut ids: Vec<String> = names.iter().map(|(name, _)| slug(name)).collect();
     for index in clashes(&ids) {
@@ -106,8 +107,8 @@ struct Named<'a> {
     outcome: Result<&'a Arc<Model>, &'a UnusableModel>,
 }
 
-/// Finds a model by id, folder or file name, title (also as `title [hash]`), or hash prefix, in this order. Usable
-/// models go before unusable ones of the same name.
+/// Finds a model by id, folder or file name, title (also as `title [hash]`), or hash prefix, in
+/// this order. Usable models go before unusable ones of the same name.
 pub(super) fn resolve(
     models: &[Arc<Model>],
     unusable: &[Arc<UnusableModel>],
@@ -199,9 +200,9 @@ pub(super) fn default_of(models: &[Arc<Model>]) -> Option<Arc<Model>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stable_diffusion::tests::demo;
-    use super::super::{Format, Problem, card};
     use super::*;
+    use crate::model::stable_diffusion::tests::demo;
+    use crate::model::{Format, Problem, card};
     use atelier_protocol::{Bytes, ErrorCode};
     use serde_json::Map;
     use std::path::PathBuf;
@@ -218,7 +219,7 @@ mod tests {
             title: title.to_owned(),
             folder: path.clone(),
             format: Format::DiffusersFolder,
-            family: super::super::FAMILY,
+            family: crate::model::FAMILY,
             components: Vec::new(),
             bytes: Bytes(1),
             parameters: 1,

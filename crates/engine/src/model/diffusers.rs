@@ -1,6 +1,8 @@
-//! Looks at one candidate: reads its descriptions and the headers of its weights, and says whether it can be used.
+//! Looks at one candidate: reads its descriptions and the headers of its weights, and says whether
+//! it can be used.
 //!
-//! Blocking; called off the async threads. Whatever a folder contains, the answer is a model or a [`Problem`].
+//! Blocking; called off the async threads. Whatever a folder contains, the answer is a model or a
+//! [`Problem`].
 
 use super::card::{self, SchedulerConfig};
 use super::safetensors::{Tensor, read_header};
@@ -28,7 +30,8 @@ const PARTS: [(&str, &[&str], Option<&str>); 5] = [
     ("scheduler", &[], None),
 ];
 
-/// What became of a candidate. The id of the model is given by the catalogue, which knows all names.
+/// What became of a candidate. The id of the model is given by the catalogue, which knows all
+/// names.
 #[derive(Debug)]
 pub(super) struct Examined {
     pub(super) path: PathBuf,
@@ -47,7 +50,8 @@ pub(super) fn examine(candidate: &Candidate) -> Examined {
         Candidate::Safetensors(path) => (path, Format::Safetensors),
         Candidate::Pickle(path) => (path, Format::Pickle),
     };
-    // Folders may be configured relative to where the node was started; workers are started elsewhere.
+    // Folders may be configured relative to where the node was started; workers are started
+    // elsewhere.
     let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
     let stem = stem(&path, format);
     let outcome = match format {
@@ -63,8 +67,9 @@ pub(super) fn examine(candidate: &Candidate) -> Examined {
     Examined { created: created(&path, format), bytes, stem, path, format, outcome }
 }
 
-/// The name that people know a model by. Files with the names that libraries give are called after their folder, and
-/// snapshots of a hub's cache (`models--owner--name/snapshots/REVISION`) after what they are a snapshot of.
+/// The name that people know a model by. Files with the names that libraries give are called after
+/// their folder, and snapshots of a hub's cache (`models--owner--name/snapshots/REVISION`) after
+/// what they are a snapshot of.
 fn stem(path: &Path, format: Format) -> String {
     const GENERIC: [&str; 5] = [
         "model",

@@ -59,7 +59,7 @@ impl From<Problem> for ErrorBody {
 pub enum ModelError {
     #[error("no model is called `{name}`{}", suggestion(.nearest))]
     NotFound { name: String, nearest: Vec<String> },
-    #[error("no usable model was found in {}", if .folders.is_empty() { "any folder".to_owned() } else { .folders.join(", ") })]
+    #[error("no usable model was found in {}", places(.folders))]
     NoModel { folders: Vec<String> },
     #[error("`{name}` fits more than one model: {}", .candidates.join(", "))]
     Ambiguous { name: String, candidates: Vec<String> },
@@ -97,4 +97,8 @@ fn suggestion(nearest: &[String]) -> String {
             nearest.join(", ")
         )
     }
+}
+
+fn places(folders: &[String]) -> String {
+    if folders.is_empty() { "any folder".to_owned() } else { folders.join(", ") }
 }

@@ -64,8 +64,9 @@ impl ModelHandle {
         self.view.clone()
     }
 
-    /// A usable model by id, folder or file name, title or hash prefix; without a name the configured default, else the
-    /// newest model that is not a toy, else the newest toy. Hashes count once they were computed.
+    /// A usable model by id, folder or file name, title or hash prefix; without a name the
+    /// configured default, else the newest model that is not a toy, else the newest toy. Hashes
+    /// count once they were computed.
     pub fn resolve(&self, name: Option<&str>) -> Result<Arc<Model>, ModelError> {
         let view = self.view();
         match name.or(self.config.default_model.as_deref()) {
@@ -82,8 +83,8 @@ impl ModelHandle {
         }
     }
 
-    /// BLAKE3 over all tensors, in hexadecimal: the model's identity. Reads every byte of the weights when asked for the
-    /// first time, off the async threads.
+    /// BLAKE3 over all tensors, in hexadecimal: the model's identity. Reads every byte of the
+    /// weights when asked for the first time, off the async threads.
     pub async fn hash(&self, model: &Model) -> Result<String, ModelError> {
         self.hashes.of(model).await.map_err(|problem| ModelError::Unusable {
             id: model.id.clone(),
@@ -97,7 +98,8 @@ impl ModelHandle {
         self.hashes.known(model)
     }
 
-    /// Every model as clients see it, usable ones first. `resident_on` says where a model is loaded.
+    /// Every model as clients see it, usable ones first. `resident_on` says where a model is
+    /// loaded.
     #[must_use]
     pub fn entries(&self, resident_on: impl Fn(&Model) -> Vec<String>) -> Vec<ModelEntry> {
         let view = self.view();

@@ -1,8 +1,8 @@
 //! A model's identity: BLAKE3 over the names, types, shapes and bytes of its tensors.
 //!
-//! Independent of how the weights are split into files, of the order inside them and of their metadata, so that a copy
-//! that somebody saved again is recognised. Tensors are taken in the order of their names, components in the order of
-//! theirs. Remembered while the files stay as they were.
+//! Independent of how the weights are split into files, of the order inside them and of their
+//! metadata, so that a copy that somebody saved again is recognised. Tensors are taken in the order
+//! of their names, components in the order of theirs. Remembered while the files stay as they were.
 
 use super::view::{FileStamp, WeightFile};
 use super::{Component, Model, Problem};
@@ -71,7 +71,8 @@ fn hash_component(component: &Component) -> Result<blake3::Hash, Problem> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     for (tensor, weights, file) in tensors {
-        // Lengths come before everything of variable length, so that no two models write the same bytes.
+        // Lengths come before everything of variable length, so that no two models write the same
+        // bytes.
         write_text(&mut hasher, &tensor.name);
         write_text(&mut hasher, tensor.dtype.word());
         hasher.update(&(tensor.shape.len() as u64).to_le_bytes());
@@ -96,7 +97,8 @@ fn write_text(hasher: &mut blake3::Hasher, text: &str) {
     hasher.update(text.as_bytes());
 }
 
-/// Places of tensors come from the header as it was; another file under the same name would be read at random.
+/// Places of tensors come from the header as it was; another file under the same name would be read
+/// at random.
 fn open_unchanged(weights: &WeightFile) -> Result<File, Problem> {
     let now = FileStamp::of(&weights.path).map_err(|error| fail(weights, error.to_string()))?;
     if now != weights.stamp {

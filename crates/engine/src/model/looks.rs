@@ -1,4 +1,5 @@
-//! Says what a file that cannot be used looks like, from the names of its tensors or of the folder that it lies in.
+//! Says what a file that cannot be used looks like, from the names of its tensors or of the folder
+//! that it lies in.
 
 use super::safetensors::Tensor;
 
@@ -58,8 +59,8 @@ pub(super) fn by_tensors(tensors: &[Tensor], folder: Option<&str>) -> &'static s
 
 #[cfg(test)]
 mod tests {
-    use super::super::safetensors::TensorType;
     use super::*;
+    use crate::model::safetensors::TensorType;
 
     #[test]
     fn names_of_tensors_say_more_than_the_folder() {

@@ -1,10 +1,12 @@
 //! Model: the catalogue of what lies on disk.
 //!
-//! Scans folders, reads headers and configurations (never weights), and says of each model whether it can be used and if
-//! not, why. Gives models by id, name, title or hash prefix, and computes a model's identity when somebody asks.
+//! Scans folders, reads headers and configurations (never weights), and says of each model whether
+//! it can be used and if not, why. Gives models by id, name, title or hash prefix, and computes a
+//! model's identity when somebody asks.
 //!
-//! Usable today: diffusers folders of the `StableDiffusionPipeline`. Everything else that looks like a model is listed
-//! with what it looks like. Pickle files are refused unopened. Folders are read and never written.
+//! Usable today: diffusers folders of the `StableDiffusionPipeline`. Everything else that looks
+//! like a model is listed with what it looks like. Pickle files are refused unopened. Folders are
+//! read and never written.
 
 mod actor;
 mod card;

@@ -1,9 +1,10 @@
 //! Reads the header of a safetensors file and believes none of it.
 //!
-//! A file is the length of its header (8 bytes, little endian), the header (a JSON object from names to type, shape and
-//! range) and the bytes of the tensors. A header is accepted only if its ranges cover these bytes exactly once, in which
-//! case nothing that follows can read outside of the file. Pure but for [`read_header`], which reads the header and not
-//! one byte more; maps nothing.
+//! A file is the length of its header (8 bytes, little endian), the header (a JSON object from
+//! names to type, shape and range) and the bytes of the tensors. A header is accepted only if its
+//! ranges cover these bytes exactly once, in which case nothing that follows can read outside of
+//! the file. Pure but for [`read_header`], which reads the header and not one byte more; maps
+//! nothing.
 
 use crate::files;
 use serde::Deserialize;

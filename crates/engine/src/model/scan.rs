@@ -120,7 +120,8 @@ impl Walk {
         match candidate {
             None => self.found.ignored += 1,
             Some(candidate) => {
-                // Kept under the name that the user gave it, which may be a link with a better name than its target.
+                // Kept under the name that the user gave it, which may be a link with a better name
+                // than its target.
                 if path.canonicalize().is_ok_and(|real| self.seen.insert(real)) {
                     self.found.candidates.push(candidate);
                 }

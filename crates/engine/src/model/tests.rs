@@ -8,6 +8,7 @@ use atelier_protocol::{Bytes, ErrorBody, ErrorCode};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -24,7 +25,7 @@ fn demo_folder() -> PathBuf {
 
 fn write(path: &Path, bytes: &[u8]) {
     files::create_dir_all(path.parent().unwrap()).unwrap();
-    files::write_atomic(path, bytes).unwrap();
+    files::create(path).and_then(|mut file| file.write_all(bytes)).unwrap();
 }
 
 /// A safetensors file of half-precision tensors.

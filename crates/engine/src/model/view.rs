@@ -125,13 +125,15 @@ impl Model {
         Bytes(self.parameters.saturating_mul(dtype.bytes()))
     }
 
-    /// Bytes beside the weights that a run needs at its fullest moment; see [`StableDiffusion::peak_bytes`].
+    /// Bytes beside the weights that a run needs at its fullest moment; see
+    /// [`StableDiffusion::peak_bytes`].
     #[must_use]
     pub fn peak_bytes(&self, width: u32, height: u32, batch: u32, dtype: Dtype) -> Bytes {
         self.facts.peak_bytes(width, height, batch, dtype)
     }
 
-    /// This model as clients see it. Its hash, where it is loaded and whether it is the default are known elsewhere.
+    /// This model as clients see it. Its hash, where it is loaded and whether it is the default are
+    /// known elsewhere.
     #[must_use]
     pub fn entry(
         &self,
@@ -181,7 +183,8 @@ impl UnusableModel {
             title: self.title.clone(),
             format: self.format.word().to_owned(),
             family: match self.problem {
-                // A diffusers folder of our family with something broken in it is still of our family.
+                // A diffusers folder of our family with something broken in it is still of our
+                // family.
                 Problem::Missing { .. }
                 | Problem::Unreadable { .. }
                 | Problem::Header { .. }

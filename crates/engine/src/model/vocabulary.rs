@@ -1,4 +1,5 @@
-//! The words that a small model was taught, so that a prompt with others can be answered with a warning that names them.
+//! The words that a small model was taught, so that a prompt with others can be answered with a
+//! warning that names them.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -87,8 +88,8 @@ impl Vocabulary {
         self.0.is_empty()
     }
 
-    /// Content words of a prompt that the model was not taught, once each, in the order of the prompt. Singular and
-    /// plural count as one word; single letters and digits as none.
+    /// Content words of a prompt that the model was not taught, once each, in the order of the
+    /// prompt. Singular and plural count as one word; single letters and digits as none.
     #[must_use]
     pub fn unknown(&self, prompt: &str) -> Vec<String> {
         let mut unknown = Vec::new();
