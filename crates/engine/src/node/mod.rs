@@ -126,8 +126,10 @@ impl Node {
         let memory =
             MemoryHandle::start(&found.devices, Arc::new(SystemObserver(nvidia)), clock.clone())
                 .await;
-        let folders =
-            std::iter::once(config.data.join("models")).chain(config.model_folders.clone());
+        let own = config.data.join("models");
+        crate::files::create_dir_all(&own.join("diffusers"))
+            .map_err(|error| ErrorBody::new(ErrorCode::StoreUnavailable, error.to_string()))?;
+        let folders = std::iter::once(own).chain(config.model_folders.clone());
         let default_model = config.default_model.clone();
         let models = ModelHandle::start(
             ModelConfig { folders: folders.collect(), default_model },

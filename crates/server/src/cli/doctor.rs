@@ -223,10 +223,9 @@ async fn environment(context: &Context) -> Finding {
 async fn models(context: &Context) -> Vec<Finding> {
     let config = context.settings.config.node(std::env::current_exe().ok().as_deref());
     let folders = std::iter::once(config.data.join("models")).chain(config.model_folders);
-    let folders: Vec<_> = folders.collect();
+    let folders: Vec<_> = folders.filter(|folder| folder.exists()).collect();
     let mut findings: Vec<_> = folders
         .iter()
-        .filter(|folder| folder.exists())
         .filter_map(|folder| files::read_dir(folder).err())
         .map(|error| {
             Finding::bad("models", error.to_string(), "make the folder readable for this user")

@@ -117,7 +117,7 @@ impl Display {
                 bar.set_message(plain(text));
             }
             Form::Lines { phase, percent } => {
-                let now = progress.percent.unwrap_or(0.0);
+                let now = percent_of(progress);
                 if *phase == text && now < *percent + LINE_PERCENT {
                     return;
                 }
@@ -127,6 +127,14 @@ impl Display {
             }
         }
     }
+}
+
+/// Of the job where that is known, else of the steps of the phase.
+fn percent_of(progress: &Progress) -> f64 {
+    progress.percent.unwrap_or_else(|| match (progress.step, progress.steps) {
+        (Some(step), Some(steps)) if steps > 0 => 100.0 * f64::from(step) / f64::from(steps),
+        _ => 0.0,
+    })
 }
 
 fn spinner() -> ProgressStyle {
@@ -145,7 +153,7 @@ fn text_of(progress: &Progress) -> String {
         (None, Some(0)) => "waiting, next in line".to_owned(),
         (None, Some(ahead)) => format!("waiting, {ahead} ahead"),
         (None, None) => "working".to_owned(),
-        (Some("install"), _) => "MiB, installing the worker environment".to_owned(),
+        (Some("install"), _) => "installing the worker environment (MiB)".to_owned(),
         (Some("starting"), _) => "starting the worker".to_owned(),
         (Some("load"), _) => "loading the model".to_owned(),
         (Some("encode"), _) => "reading the prompt".to_owned(),
@@ -159,7 +167,7 @@ fn text_of(progress: &Progress) -> String {
 fn line(text: &str, progress: &Progress) -> String {
     let text = plain(text);
     match (progress.step, progress.steps, progress.percent) {
-        (Some(step), Some(steps), _) if step > 0 => format!("{text}, step {step} of {steps}"),
+        (Some(step), Some(steps), _) if step > 0 => format!("{text}, {step} of {steps}"),
         (_, _, Some(percent)) if percent > 0.0 => format!("{text}, {percent:.0} %"),
         _ => text,
     }
@@ -180,7 +188,7 @@ mod tests {
         let waiting = Progress { queue_position: Some(2), ..Progress::default() };
         assert_eq!(text_of(&waiting), "waiting, 2 ahead");
         let drawing = Progress { step: Some(5), steps: Some(20), ..Progress::default() };
-        assert_eq!(line("drawing", &drawing), "drawing, step 5 of 20");
+        assert_eq!(line("drawing", &drawing), "drawing, 5 of 20");
         let installing = Progress { percent: Some(41.7), ..Progress::default() };
         assert_eq!(line("installing", &installing), "installing, 42 %");
         assert_eq!(line("saving", &Progress::default()), "saving");
