@@ -20,6 +20,7 @@ from atelier_worker.messages import (
     AnyPlanStep,
     Budget,
     Dtype,
+    MakeLatents,
     MemoryFormat,
     ModelSource,
     Numerics,
@@ -78,7 +79,7 @@ def loaded(folder: Path, numerics: Numerics = FLOAT32) -> TorchEngine:
 
 def draw(made: TorchEngine, steps: list[AnyPlanStep], seeds: list[int]) -> list[Pixels]:
     """The pictures, as they lie in their slots."""
-    ((width, height),) = [(s.width, s.height) for s in steps if hasattr(s, "width")]
+    ((width, height),) = [(s.width, s.height) for s in steps if isinstance(s, MakeLatents)]
     with slots([width * height * 3] * len(seeds)) as memory:
         items = [
             RunItem(job(n), 1, seed, slot)
