@@ -60,7 +60,7 @@ fn python(envs: &std::path::Path) -> Result<()> {
     let worker = root().join("worker");
     let tool = |title: &str, program: &str, args: &[&str]| {
         let mut command = command(tools.join("bin").join(program), args);
-        command.current_dir(&worker);
+        command.current_dir(&worker).env("PYTHONPATH", worker.join("src"));
         run(title, command)
     };
     tool("worker: ruff", "ruff", &["check", "."])?;

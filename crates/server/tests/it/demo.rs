@@ -88,14 +88,14 @@ fn bare_diffusers(house: &House, request: &Value, numerics: &Value, out: &Path) 
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let output = Command::new(info["python"].as_str().unwrap())
         .arg(repository().join("bench/demo/bare_diffusers.py"))
-        .args(["--model", repository().join("models/demo").to_str().unwrap()])
+        .arg(repository().join("models/demo"))
         .args(["--prompt", request["prompt"].as_str().unwrap()])
         .args(["--seed", "3", "--steps", &text(&request["steps"])])
         .args(["--guidance", &text(&request["guidance_scale"])])
         .args(["--width", &text(&request["width"]), "--height", &text(&request["height"])])
         .args(["--dtype", &text(&numerics["dtype"]), "--threads", &text(&numerics["threads"])])
         .args(["--memory-format", &text(&numerics["memory_format"])])
-        .args(["--repeats", "1", "--out", out.to_str().unwrap()])
+        .args(["--repeats", "1", "--png", out.to_str().unwrap()])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
