@@ -41,6 +41,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--warmups", type=int, default=1, help="pictures drawn before timing")
     parser.add_argument("--repeats", type=int, default=5, help="pictures that are timed")
+    parser.add_argument(
+        "--on-demand",
+        action="store_true",
+        help="instead: one picture, seed + i, for each line on stdin, its timing as a line of JSON",
+    )
     parser.add_argument("--png", type=Path, help="where to save the last picture")
     return parser.parse_args()
 
@@ -111,6 +116,13 @@ def main() -> None:
     built = time.perf_counter()
     for _ in range(asked.warmups):
         draw(pipeline, asked)
+    if asked.on_demand:
+        for _ in sys.stdin:
+            _, timing = draw(pipeline, asked)
+            asked.seed += 1
+            sys.stdout.write(json.dumps(timing) + "\n")
+            sys.stdout.flush()
+        return
     repeats = []
     image = None
     for _ in range(asked.repeats):
