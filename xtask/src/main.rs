@@ -1,5 +1,5 @@
 //! The project's own commands: `cargo xtask ci`, `check`, `codegen`, `tidy`.
-#![expect(clippy::print_stdout, reason = "a command-line tool")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 #![expect(
     clippy::disallowed_methods,
     reason = "runs the project's tools and writes its generated files"
@@ -11,6 +11,7 @@ mod steps;
 mod tidy;
 
 use anyhow::{Result, bail};
+use std::process::ExitCode;
 
 const HELP: &str = "\
 cargo xtask COMMAND
@@ -22,7 +23,17 @@ cargo xtask COMMAND
   tidy               paths in documents exist, every module says what it is for
 ";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
