@@ -111,7 +111,8 @@ fn whatever_is_wrong_with_a_request_has_one_shape_a_code_and_a_status() {
         let good = apple().to_string();
         let large = vec![b' '; 9 << 20];
         let unknown_id = "/v1/jobs/018f0000-0000-7000-8000-000000000000";
-        let cases: Vec<(&str, &str, Vec<(&str, &str)>, &[u8], u16, &str)> = vec![
+        type Headers = Vec<(&'static str, &'static str)>;
+        let cases: Vec<(&str, &str, Headers, &[u8], u16, &str)> = vec![
             ("POST", "/v1/jobs", vec![json], b"{", 400, "request.invalid"),
             ("POST", "/v1/jobs", vec![json], b"[]", 400, "request.invalid"),
             ("POST", "/v1/jobs", vec![json], b"{}", 422, "inference.invalid"),
