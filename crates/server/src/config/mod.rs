@@ -15,7 +15,8 @@ pub use error::{ConfigError, Origin, Problem};
 pub use raw::{KEYS, RawConfig, RawLog, RawWorker};
 pub use resolve::{Row, Settings, load};
 
-use atelier_engine::node::NodeConfig;
+use atelier_engine::node::{NodeConfig, SparePolicy};
+use atelier_protocol::Bytes;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,8 @@ pub struct Config {
     pub python: Option<PathBuf>,
     /// Another program in the worker's place.
     pub worker_command: Option<Vec<String>>,
+    pub spare: SparePolicy,
+    pub recycle_growth: Option<Bytes>,
     /// The `PATH` of this process.
     pub path: OsString,
     pub log: LogConfig,
@@ -89,6 +92,8 @@ impl Config {
             max_body_bytes: self.max_body_bytes,
             idle_exit: self.idle_exit,
             warm_start: self.warm_start,
+            spare: self.spare,
+            recycle_growth: self.recycle_growth,
         }
     }
 }

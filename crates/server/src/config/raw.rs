@@ -32,6 +32,8 @@ pub const KEYS: &[Key] = &[
     key("warm_start", "ATELIER_WARM_START", Some("--no-warm-start")),
     key("worker.python", "ATELIER_PYTHON", None),
     key("worker.command", "ATELIER_WORKER_COMMAND", None),
+    key("worker.spare", "ATELIER_WORKER_SPARE", None),
+    key("worker.recycle_growth_mib", "ATELIER_WORKER_RECYCLE_GROWTH_MIB", None),
     key("log.level", "ATELIER_LOG_LEVEL", None),
     key("log.format", "ATELIER_LOG_FORMAT", None),
 ];
@@ -63,6 +65,8 @@ pub struct RawConfig {
 pub struct RawWorker {
     pub python: Option<PathBuf>,
     pub command: Option<Vec<String>>,
+    pub spare: Option<String>,
+    pub recycle_growth_mib: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -102,6 +106,8 @@ impl RawConfig {
             }
             "worker.python" => self.worker.python = Some(text.into()),
             "worker.command" => self.worker.command = Some(words(text)?),
+            "worker.spare" => self.worker.spare = Some(text.into()),
+            "worker.recycle_growth_mib" => self.worker.recycle_growth_mib = number(text)?,
             "log.level" => self.log.level = Some(text.into()),
             "log.format" => self.log.format = Some(text.into()),
             _ => return Err(format!("`{name}` is no setting")),
