@@ -52,14 +52,19 @@ impl Found<'_> {
             if let Some(known) = raw::find(&name) {
                 if let Some(found) = objection(known.kind, value.get_ref()) {
                     let wanted = known.kind.wanted();
-                    self.wrong.push((line, name.clone(), format!("`{name}` is {found}, not {wanted}")));
+                    self.wrong.push((
+                        line,
+                        name.clone(),
+                        format!("`{name}` is {found}, not {wanted}"),
+                    ));
                 }
                 self.lines.insert(name, line);
             } else if is_table(&name) {
                 match value.get_ref() {
                     DeValue::Table(inner) => self.walk(&format!("{name}."), inner),
                     other => {
-                        let what = format!("`{name}` is {}, not a table of settings", kind_of(other));
+                        let what =
+                            format!("`{name}` is {}, not a table of settings", kind_of(other));
                         self.wrong.push((line, name, what));
                     }
                 }
@@ -155,7 +160,10 @@ mod tests {
                    1024 to 1073741824"],
             ),
             // Types.
-            ("queue_limit = -1", &["1: `queue_limit` is -1, not a whole number of jobs, 1 to 1000000"]),
+            (
+                "queue_limit = -1",
+                &["1: `queue_limit` is -1, not a whole number of jobs, 1 to 1000000"],
+            ),
             ("warm_start = \"yes\"", &["1: `warm_start` is text, not true or false"]),
             (
                 "model_folders = \"/m\"",
@@ -163,7 +171,9 @@ mod tests {
             ),
             (
                 "[worker]\ncommand = [\"python3\", 3]",
-                &["2: `worker.command` is a list with a number, not a list of words, each in quotes"],
+                &[
+                    "2: `worker.command` is a list with a number, not a list of words, each in quotes",
+                ],
             ),
             ("worker = 3", &["1: `worker` is a number, not a table of settings"]),
             // All at once, from top to bottom.

@@ -79,7 +79,12 @@ pub const KEYS: &[Key] = &[
     key("max_attempts", "ATELIER_MAX_ATTEMPTS", None, count("attempts", 1, 10)),
     key("max_body_bytes", "ATELIER_MAX_BODY_BYTES", None, count("bytes", 1 << 10, 1 << 30)),
     key("max_wait_s", "ATELIER_MAX_WAIT_S", None, count("seconds", 1, DAY_S)),
-    key("idle_exit_s", "ATELIER_IDLE_EXIT_S", Some("--idle-exit"), count("seconds", 0, 365 * DAY_S)),
+    key(
+        "idle_exit_s",
+        "ATELIER_IDLE_EXIT_S",
+        Some("--idle-exit"),
+        count("seconds", 0, 365 * DAY_S),
+    ),
     key("warm_start", "ATELIER_WARM_START", Some("--no-warm-start"), Kind::Truth),
     key("worker.python", "ATELIER_PYTHON", None, Kind::Path),
     key("worker.command", "ATELIER_WORKER_COMMAND", None, Kind::Words),

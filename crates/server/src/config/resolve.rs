@@ -214,11 +214,7 @@ impl Resolver<'_> {
     }
 
     /// A number within the limits of its key.
-    fn count(
-        &mut self,
-        key: &'static str,
-        get: impl Fn(&RawConfig) -> Option<u64>,
-    ) -> Option<u64> {
+    fn count(&mut self, key: &'static str, get: impl Fn(&RawConfig) -> Option<u64>) -> Option<u64> {
         let kind = raw::find(key)?.kind;
         self.checked(key, get, |n| match kind {
             Kind::Count { least, most, .. } if (least..=most).contains(&n) => Ok(n),

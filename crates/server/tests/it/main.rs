@@ -4,6 +4,7 @@
 
 mod crash;
 mod demo;
+mod doctor;
 mod generate;
 mod house;
 mod http;
