@@ -21,7 +21,7 @@ use finding::{Finding, Verdict};
 
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct DoctorArgs {
-    /// Start no worker to see whether one starts, which takes some seconds and about 1 GiB of memory
+    /// Start no worker to see whether one starts, which takes some seconds and 0.8 GiB of memory
     #[arg(long)]
     no_worker_start: bool,
 }
