@@ -106,10 +106,10 @@ fn fields(text: &mut String, schema: &Value, tag: &str) -> Result<()> {
     }
     text.push_str("\n| field | type | |\n|---|---|---|\n");
     for (name, field) in rows {
-        let optional =
-            if required.contains(&&Value::from(name.as_str())) { "" } else { "may be absent; " };
-        let about = format!("{optional}{}", description(field));
-        writeln!(text, "| `{name}` | {} | {} |", kind(field)?, about.trim_end_matches("; "))?;
+        let optional = !required.contains(&&Value::from(name.as_str()));
+        let absent = if optional { "May be absent. " } else { "" };
+        let about = format!("{absent}{}", description(field));
+        writeln!(text, "| `{name}` | {} | {} |", kind(field)?, about.trim())?;
     }
     Ok(())
 }

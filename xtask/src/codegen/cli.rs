@@ -40,12 +40,16 @@ fn section(text: &mut String, command: &mut Command, above: &str) -> Result<()> 
         return Ok(());
     }
     let usage = command.render_usage().to_string();
-    write!(text, "\n```text\n{}\n```\n\n", usage.trim_start_matches("Usage:").trim())?;
-    for argument in command.get_arguments() {
-        let own = !argument.is_global_set() && !argument.is_hide_set();
-        if own && !["help", "version"].contains(&argument.get_id().as_str()) {
-            arguments(text, argument)?;
+    write!(text, "\n```text\n{}\n```\n", usage.trim_start_matches("Usage:").trim())?;
+    let own = command.get_arguments().filter(|argument| {
+        let id = argument.get_id().as_str();
+        !argument.is_global_set() && !argument.is_hide_set() && id != "help" && id != "version"
+    });
+    for (index, argument) in own.enumerate() {
+        if index == 0 {
+            text.push('\n');
         }
+        arguments(text, argument)?;
     }
     Ok(())
 }
@@ -97,6 +101,6 @@ fn exit_codes(text: &mut String) -> Result<()> {
     for (exit, codes) in by_exit {
         writeln!(text, "| {exit} | {} |", codes.join(", "))?;
     }
-    text.push_str("| 130 | told to end a second time while ending |\n");
+    text.push_str("| 130 | Ctrl-C or SIGTERM a second time |\n");
     Ok(())
 }

@@ -144,24 +144,8 @@ fn an_interpreter_of_ones_own_that_lacks_packages_is_told_all_of_them() {
 #[test]
 fn a_full_disk_is_told_with_what_is_free() {
     let (_worker, house) = good();
-    let disk = house.data.path().join("disk");
-    std::fs::create_dir(&disk).unwrap();
-    let atelier = env!("CARGO_BIN_EXE_atelier");
-    // A small disk of its own in a mount namespace, which goes with its process; filled to the last page.
-    let script = "mount -t tmpfs -o size=256k,mode=700 none \"$ATELIER_DATA\" || exit 99; \
-                  cat /dev/zero > \"$ATELIER_DATA/ballast\" 2>/dev/null; \
-                  exec \"$0\" doctor --json";
-    let inside = |namespace: &[&str]| {
-        let mut command = Command::new("unshare");
-        command.args(namespace).args(["sh", "-c", script, atelier]);
-        for (name, value) in doctor(&house).get_envs() {
-            command.env(name, value.unwrap_or_default());
-        }
-        command.env("ATELIER_DATA", &disk).stdin(Stdio::null());
-        command.output().ok().filter(|output| !output.stdout.is_empty())
-    };
-    let output = inside(&["-m"]).or_else(|| inside(&["-r", "-m"])).unwrap_or_else(|| {
-        // Nobody lets us mount: /proc is a disk that never has a free page.
+    let output = house.run_on_a_full_disk(&["doctor", "--json"]).unwrap_or_else(|| {
+        // /proc is a disk that never has a free page.
         eprintln!("no mount namespaces here; the full disk is /proc");
         doctor(&house).env("ATELIER_DATA", "/proc/sys").output().unwrap()
     });

@@ -5,6 +5,7 @@
 mod crash;
 mod demo;
 mod doctor;
+mod errors;
 mod generate;
 mod house;
 mod http;
