@@ -176,7 +176,7 @@ fn a_model_folder_without_rights_is_told_with_its_path() {
     symlink(at("gone"), at("link")).unwrap();
     std::fs::write(at("file"), "").unwrap();
     std::fs::create_dir(at("locked")).unwrap();
-    std::fs::set_permissions(at("locked"), std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(at("locked"), std::fs::Permissions::from_mode(0o000)).unwrap();
     // Nothing is locked for root; a link to nowhere and a file in a folder's place stop everybody.
     let binding = std::fs::read_dir(at("locked")).is_err();
     let names: &[&str] = if binding { &["link", "file", "locked"] } else { &["link", "file"] };
