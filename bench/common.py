@@ -25,7 +25,7 @@ class Node:
         self.data = Path(data or self.folder.name)
 
     def __enter__(self):
-        env = {**os.environ, "ATELIER_DATA": str(self.data), "ATELIER_ENVS": str(ENVS), **self.env}
+        env = {**os.environ, "ATELIER_DATA": str(self.data), "ATELIER_ENVS": str(ENVS), "ATELIER_WORKER_SPARE": "off", **self.env}
         self.log = open(self.data / "bench.log", "wb")
         self.started = time.monotonic()
         self.process = subprocess.Popen(

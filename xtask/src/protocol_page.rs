@@ -66,29 +66,43 @@ pub fn generated(root: &Path, schema: &Value) -> Result<String> {
         if name == "ErrorCode" {
             continue; // a page of its own
         }
-        write!(text, "\n### {name}\n\n{}\n", description(part))?;
-        if let Some(words) = part["enum"].as_array() {
-            let words: Vec<_> = words.iter().filter_map(Value::as_str).collect();
-            write!(text, "\nOne of `{}`.\n", words.join("`, `"))?;
+        write!(text, "\n### {name}\n")?;
+        let (about, is_plain) =
+            (description(part), part["type"] == "string" && part.get("enum").is_none());
+        let form = if is_plain { format!("Written as {}.", kind(part)?) } else { String::new() };
+        let sentences = [about, form].into_iter().filter(|text| !text.is_empty());
+        let sentences = sentences.collect::<Vec<_>>().join(" ");
+        if !sentences.is_empty() {
+            write!(text, "\n{sentences}\n")?;
         }
-        for choice in part["oneOf"].as_array().into_iter().flatten() {
-            // A choice without a tag is a word with a description of its own.
-            match choice["properties"]["step"]["const"].as_str().or(choice["const"].as_str()) {
-                Some(word) => {
-                    let about = description(choice);
-                    write!(
-                        text,
-                        "\n- `{word}`{}{about}\n",
-                        if about.is_empty() { "" } else { ": " }
-                    )?;
-                    fields(&mut text, choice, "step")?;
-                }
-                None => anyhow::bail!("{name} has a form that this page cannot show: {choice}"),
-            }
+        for choice in part["oneOf"].as_array().into_iter().flatten().chain([part]) {
+            choices(&mut text, choice).with_context(|| {
+                format!("{name} has a form that this page cannot show: {choice}")
+            })?;
         }
         fields(&mut text, part, "")?;
     }
     Ok(text)
+}
+
+/// Words that stand for themselves, or a tagged form with its fields. The part itself is neither when it has other forms.
+fn choices(text: &mut String, choice: &Value) -> Result<()> {
+    if let Some(words) = choice["enum"].as_array() {
+        let words: Vec<_> = words.iter().filter_map(Value::as_str).collect();
+        write!(text, "\n- `{}`\n", words.join("`\n- `"))?;
+    } else if let Some(word) =
+        choice["properties"]["step"]["const"].as_str().or(choice["const"].as_str())
+    {
+        let about = description(choice);
+        write!(text, "\n- `{word}`{}{about}\n", if about.is_empty() { "" } else { ": " })?;
+        fields(text, choice, "step")?;
+    } else if choice.get("oneOf").is_none()
+        && choice.get("properties").is_none()
+        && choice["type"] != "string"
+    {
+        anyhow::bail!("neither words nor fields");
+    }
+    Ok(())
 }
 
 fn description(schema: &Value) -> String {

@@ -138,6 +138,11 @@ error_codes! {
     /// Try: a safetensors version of the model. Pickle files can run programs when they are opened, so they never are.
     ModelUnsupported = "model.unsupported", http 422, exit 6, Never;
 
+    /// The model has ended several workers in a row and is left alone for a while. It is tried again by itself.
+    ///
+    /// Try: again after the time in `Retry-After`, or another model; the attempts of its jobs show what happened.
+    ModelBroken = "model.broken", http 503, exit 6, Later;
+
     /// The queue is full.
     ///
     /// Try: again after the time in `Retry-After`.

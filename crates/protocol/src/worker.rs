@@ -81,7 +81,7 @@ pub enum FromWorker {
     Measured { re: u64, results: Vec<Measurement> },
     /// Work on this item has begun.
     Started { work: Work },
-    /// One unit of a phase is behind us.
+    /// `step` units of a phase are behind us; 0 declares that it begins.
     Progress { work: Work, phase: Phase, step: u32, steps: u32, step_ms: f64 },
     /// A picture lies in its slot. The checksum covers exactly `bytes` bytes from `offset`.
     Image {
@@ -280,8 +280,29 @@ pub struct WorkerDevice {
 pub enum Phase {
     Load,
     Encode,
+    /// Declared with step 0 before a compiler starts: it may hold the interpreter for minutes.
+    Compile,
     Denoise,
     Decode,
+}
+
+impl Phase {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Encode => "encode",
+            Self::Compile => "compile",
+            Self::Denoise => "denoise",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.word())
+    }
 }
 
 /// Milliseconds spent in each phase of a run.

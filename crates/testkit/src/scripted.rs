@@ -32,6 +32,21 @@ impl Script {
     pub fn crash_at(self, step: u32) -> Self {
         self.with("crash_at", step)
     }
+    /// The signal of [`Self::crash_at`]; SIGSEGV (11) is a worker's own doing, SIGKILL (9) somebody else's.
+    #[must_use]
+    pub fn crash_signal(self, signal: i32) -> Self {
+        self.with("crash_signal", signal)
+    }
+    /// Holds its interpreter at the first step of every run for this long, after declaring that it compiles.
+    #[must_use]
+    pub fn compile_ms(self, ms: u32) -> Self {
+        self.with("compile_ms", ms)
+    }
+    /// Says after every run that it holds this much memory, and so much more after each.
+    #[must_use]
+    pub fn grows_by_mib(self, mib: u64) -> Self {
+        self.with("grows_by_mib", mib)
+    }
     /// Stops for good at this step of every run.
     #[must_use]
     pub fn freeze_at(self, step: u32) -> Self {

@@ -6,6 +6,7 @@ there were. See `ScriptedWorker` in `src/scripted.rs` for what an entry may hold
 """
 
 import ctypes
+import faulthandler
 import json
 import os
 import queue
@@ -13,6 +14,10 @@ import signal
 import sys
 import threading
 import time
+
+
+def dump_stacks():
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def die_with_parent(parent):
@@ -51,6 +56,7 @@ class Worker:
         self.script = script
         self.inbox = queue.Queue()
         self.cancelled = set()
+        self.runs = 0
 
     def say(self, **message):
         os.write(1, (json.dumps(message) + "\n").encode())
@@ -118,6 +124,11 @@ class Worker:
         latents = next(step for step in message["steps"] if step["step"] == "make_latents")
         denoise = next(step for step in message["steps"] if step["step"] == "denoise")
         self.say(type="started", work=work)
+        if s.get("compile_ms"):
+            self.say(type="progress", work=work, phase="compile", step=0, steps=1, step_ms=0.0)
+            time.sleep(s["compile_ms"] / 1000)
+            self.say(type="progress", work=work, phase="compile", step=1, steps=1, step_ms=float(s["compile_ms"]))
+        self.say(type="progress", work=work, phase="encode", step=1, steps=1, step_ms=1.0)
         for step in range(1, denoise["steps"] + 1):
             time.sleep(s.get("step_ms", 1) / 1000)
             if step == s.get("crash_at"):
@@ -150,6 +161,9 @@ class Worker:
         )
         timings = {"encode_ms": 1.0, "denoise_ms": float(denoise["steps"]), "decode_ms": 1.0}
         self.say(type="done", work=work, timings=timings)
+        if s.get("grows_by_mib"):
+            self.runs += 1
+            self.say(type="usage", rss_bytes=(100 + self.runs * s["grows_by_mib"]) << 20)
 
 
 def main():
@@ -158,6 +172,7 @@ def main():
     count_file = args[args.index("--count") + 1]
     parent = int(args[args.index("--parent") + 1]) if "--parent" in args else None
     die_with_parent(parent)
+    dump_stacks()
     start = os.path.getsize(count_file) if os.path.exists(count_file) else 0
     with open(count_file, "ab") as file:
         file.write(b".")

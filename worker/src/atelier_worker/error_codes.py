@@ -21,6 +21,7 @@ class ErrorCode(StrEnum):
     MODEL_AMBIGUOUS = "model.ambiguous"
     MODEL_UNREADABLE = "model.unreadable"
     MODEL_UNSUPPORTED = "model.unsupported"
+    MODEL_BROKEN = "model.broken"
     PROCESSING_QUEUE_FULL = "processing.queue_full"
     PROCESSING_NOT_FOUND = "processing.not_found"
     PROCESSING_CANCELLED = "processing.cancelled"

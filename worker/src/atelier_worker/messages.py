@@ -370,6 +370,7 @@ class Phase(StrEnum):
 
     LOAD = "load"
     ENCODE = "encode"
+    COMPILE = "compile"
     DENOISE = "denoise"
     DECODE = "decode"
 

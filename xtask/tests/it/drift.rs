@@ -234,12 +234,21 @@ fn a_message_that_nobody_explains_is_named() {
 fn the_waits_in_the_protocols_page_are_those_of_the_supervisor() {
     let page = std::fs::read_to_string(root().join(protocol_page::FILE)).unwrap();
     let config = SupervisorConfig::default();
+    let phases = config.phases;
+    assert_eq!(phases.encode, phases.decode);
     let limits = format!("| {} (`limits.line_bytes`) |", "1,048,576");
     assert_eq!(atelier_protocol::worker::MAX_LINE_BYTES, 1_048_576);
     for row in [
         format!("| start → `hello` | {} s |", config.hello_limit.as_secs()),
         format!("| `welcome` → `ready` | {} s |", config.import_limit.as_secs()),
-        format!("| between two signs of life of a run | {} s |", config.step_limit.as_secs()),
+        format!("| silence of a run while it encodes or decodes | {} s |", phases.encode.as_secs()),
+        format!(
+            "| {} s; once steps are learned, the longer of {} s and {} × a step |",
+            phases.unlearned_step.as_secs(),
+            phases.least_step.as_secs(),
+            phases.step_factor
+        ),
+        format!("| … while it compiles | {} s |", phases.compile.as_secs()),
         format!("| starts in a row that fail | {}, ", config.start_attempts),
         format!("gets SIGTERM {0} s later, SIGKILL {0} s after that", config.stop_grace.as_secs()),
         format!("| {} (`limits.bad_lines`) |", atelier_protocol::worker::MAX_BAD_LINES),

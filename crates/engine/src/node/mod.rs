@@ -17,7 +17,7 @@ use crate::worker::environment::{CardFacts, EnvironmentConfig, Environments};
 use crate::worker::{ProcessSpawner, Spawner, SupervisorConfig, WorkerHandle, Workers};
 use atelier_protocol::http::{Artifact, Job, JobState, List, Validation};
 use atelier_protocol::worker::Dtype;
-use atelier_protocol::{ArtifactId, DeviceId, ErrorBody, ErrorCode, JobId};
+use atelier_protocol::{ArtifactId, Bytes, DeviceId, ErrorBody, ErrorCode, JobId};
 use launcher::NodeLauncher;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -58,6 +58,20 @@ pub struct NodeConfig {
     pub idle_exit: Option<Duration>,
     /// Start a worker at boot rather than at the first job.
     pub warm_start: bool,
+    /// Keep a second process ready beside each worker, raised when the worker is idle.
+    pub spare: SparePolicy,
+    /// Replace an idle worker that has grown by this much since its first work.
+    pub recycle_growth: Option<Bytes>,
+}
+
+/// Whether a second process stands by for each worker. It costs the memory of its imports, and saves their time when a
+/// worker is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SparePolicy {
+    /// On machines with 16 GiB of RAM or more.
+    Auto,
+    On,
+    Off,
 }
 
 impl NodeConfig {
@@ -74,6 +88,11 @@ pub async fn cards() -> Vec<CardFacts> {
     let devices = DeviceHandle::start(system_sources(&Nvidia::default()), TorchBuild::Locked).await;
     launcher::card_facts(&devices.view().devices)
 }
+
+/// A worker that has been idle for this long gets company, where spares are kept.
+const SPARE_AFTER: Duration = Duration::from_secs(3);
+/// Machines sold as "16 GiB" report a little less.
+const SPARE_FROM_RAM: Bytes = Bytes::mib(15 << 10);
 
 /// A running node. Cheap to clone; ends when [`Node::stop`] is called.
 #[derive(Clone)]
@@ -150,11 +169,7 @@ impl Node {
         let inference = Inference::new(models.clone(), devices.clone());
         let (order, default_devices) = placement(&devices);
         let processing = ProcessingHandle::start(
-            ProcessingConfig {
-                queue_limit: config.queue_limit,
-                max_attempts: config.max_attempts,
-                cancel_limit: Duration::from_secs(5),
-            },
+            ProcessingConfig::new(config.queue_limit, config.max_attempts),
             Tools {
                 store: store.clone(),
                 files,
@@ -358,6 +373,12 @@ fn start_workers(
     })?;
     let spawner: Arc<dyn Spawner> = Arc::new(spawner);
     let view = devices.view();
+    let ram = view.devices.iter().filter(|d| d.id.is_cpu()).find_map(|device| device.memory);
+    let spare = match config.spare {
+        SparePolicy::Auto => ram.is_some_and(|ram| ram >= SPARE_FROM_RAM),
+        SparePolicy::On => true,
+        SparePolicy::Off => false,
+    };
     let workers = view.devices.iter().filter(|device| device.is_usable()).map(|device| {
         let threads = threads_of(&view.devices, device);
         let launcher = NodeLauncher::new(config, device, environments, &view.devices, threads);
@@ -365,6 +386,8 @@ fn start_workers(
             SupervisorConfig {
                 threads,
                 keep_warm: config.warm_start,
+                spare_after: spare.then_some(SPARE_AFTER),
+                recycle_growth: config.recycle_growth,
                 ..SupervisorConfig::default()
             },
             Arc::clone(&spawner),

@@ -15,7 +15,9 @@ impl Node {
         let view = inner.devices.view();
         let entries = view.devices.iter().map(|device| {
             let worker = inner.workers.get(&device.id).map(crate::worker::WorkerHandle::view);
+            let quarantined = inner.processing.quarantined().contains(&device.id);
             let state = match worker.as_ref().map(|worker| worker.state) {
+                _ if quarantined => "quarantined",
                 Some(WorkerState::Failed) => "failed",
                 Some(WorkerState::Starting) => "starting",
                 _ if running.contains_key(&device.id) => "busy",

@@ -1,19 +1,19 @@
-//! The task that owns the queue: starts attempts, hears of their end, passes cancels on. Decides through [`Queue`].
+//! The task that owns the queue: starts attempts, hears of their end, passes cancels on, leaves broken models alone.
+//! Decides through [`Queue`] and [`Health`].
 
-use super::attempt::{self, Context, End, Kept};
-use super::queue::Queue;
+use super::attempt::{self, Context, Ended, Kept, Verdict};
+use super::health::{Change, Health, HealthView};
+use super::queue::{Queue, Waiting};
 use crate::store::QueuedJob;
 use atelier_protocol::{DeviceId, JobId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
 /// Every way in which the queue changes.
 pub(super) enum Event {
-    Enqueued {
-        job: JobId,
-        pin: Option<DeviceId>,
-    },
+    Enqueued(Waiting),
     /// It was cancelled while it waited.
     Removed {
         job: JobId,
@@ -25,7 +25,12 @@ pub(super) enum Event {
     Ended {
         job: JobId,
         device: DeviceId,
-        end: End,
+        ended: Ended,
+    },
+    /// A canary came back from a device that was left alone.
+    Canary {
+        device: DeviceId,
+        alive: bool,
     },
     Stop {
         reply: oneshot::Sender<()>,
@@ -34,18 +39,26 @@ pub(super) enum Event {
 
 struct Running {
     cancel: watch::Sender<bool>,
-    pin: Option<DeviceId>,
+    waiting: Waiting,
+}
+
+/// What the actor publishes after every change.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Board {
+    pub(super) running: BTreeMap<DeviceId, JobId>,
+    pub(super) health: HealthView,
 }
 
 pub(super) struct Actor {
     context: Arc<Context>,
     queue: Queue,
+    health: Health,
     running: HashMap<JobId, Running>,
     /// Pictures that an ended attempt had finished, for the next one.
     kept: HashMap<JobId, Kept>,
     inbox: mpsc::Receiver<Event>,
     events: mpsc::Sender<Event>,
-    busy: watch::Sender<BTreeMap<DeviceId, JobId>>,
+    board: watch::Sender<Board>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -56,29 +69,36 @@ impl Actor {
         default_devices: usize,
         queued: Vec<QueuedJob>,
         (events, inbox): (mpsc::Sender<Event>, mpsc::Receiver<Event>),
-        busy: watch::Sender<BTreeMap<DeviceId, JobId>>,
+        board: watch::Sender<Board>,
     ) -> Self {
         let mut queue = Queue::new(devices, default_devices);
-        for job in queued {
-            queue.push(job.id, job.device);
+        for QueuedJob { id, device, model, .. } in queued {
+            queue.push(Waiting { job: id, model, pin: device });
         }
+        let health = Health::new(context.config.health);
         let (running, kept) = (HashMap::new(), HashMap::new());
-        Self { context, queue, running, kept, inbox, events, busy, stopping: None }
+        Self { context, queue, health, running, kept, inbox, events, board, stopping: None }
     }
 
     pub(super) async fn run(mut self) {
         self.dispatch();
-        while let Some(event) = self.inbox.recv().await {
+        while let Some(event) = self.next().await {
             match event {
-                Event::Enqueued { job, pin } => self.queue.push(job, pin),
-                Event::Removed { job } => self.queue.remove(job),
-                Event::Cancel { job } => {
+                Wake::Event(Event::Enqueued(waiting)) => self.queue.push(waiting),
+                Wake::Event(Event::Removed { job }) => self.queue.remove(job),
+                Wake::Event(Event::Cancel { job }) => {
                     if let Some(running) = self.running.get(&job) {
                         running.cancel.send_replace(true);
                     }
                 }
-                Event::Ended { job, device, end } => self.on_ended(job, &device, end),
-                Event::Stop { reply } => self.stopping = Some(reply),
+                Wake::Event(Event::Ended { job, device, ended }) => {
+                    self.on_ended(job, &device, ended);
+                }
+                Wake::Event(Event::Canary { device, alive }) => {
+                    tell(self.health.canary_returned(&device, alive, Instant::now()));
+                }
+                Wake::Event(Event::Stop { reply }) => self.stopping = Some(reply),
+                Wake::Due => self.send_canaries(),
             }
             if self.stopping.is_none() {
                 self.dispatch();
@@ -92,35 +112,89 @@ impl Actor {
         }
     }
 
-    fn on_ended(&mut self, job: JobId, device: &DeviceId, end: End) {
+    async fn next(&mut self) -> Option<Wake> {
+        let due = self.health.next_deadline().filter(|_| self.stopping.is_none());
+        tokio::select! {
+            event = self.inbox.recv() => event.map(Wake::Event),
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Some(Wake::Due),
+        }
+    }
+
+    fn on_ended(&mut self, job: JobId, device: &DeviceId, ended: Ended) {
         self.queue.finished(device);
-        let running = self.running.remove(&job);
-        match end {
-            End::Over => {}
-            End::Again { kept } => {
-                self.kept.insert(job, kept);
-                self.queue.push_front(job, running.and_then(|running| running.pin));
+        let Some(Running { waiting, .. }) = self.running.remove(&job) else { return };
+        match ended.verdict {
+            Verdict::Drawn => tell(self.health.succeeded(device, &waiting.model)),
+            Verdict::WorkerLost => {
+                tell(self.health.lost(device, &waiting.model, Instant::now()));
             }
+            Verdict::Undecided => self.health.undecided(device, &waiting.model),
+        }
+        if let Some(kept) = ended.again {
+            self.kept.insert(job, kept);
+            self.queue.push_front(waiting);
         }
     }
 
     fn dispatch(&mut self) {
-        while let Some((waiting, device)) = self.queue.start_next() {
+        while let Some((waiting, device)) =
+            self.queue.start_next(|device, model| self.health.allows(device, model))
+        {
             let (cancel, cancelled) = watch::channel(false);
             let job = waiting.job;
-            self.running.insert(job, Running { cancel, pin: waiting.pin });
+            self.health.started(&device, &waiting.model);
+            self.running.insert(job, Running { cancel, waiting });
             let kept = self.kept.remove(&job).unwrap_or_default();
             let (context, events) = (Arc::clone(&self.context), self.events.clone());
             tokio::spawn(async move {
-                let end = attempt::run(&context, job, device.clone(), cancelled, kept).await;
-                let _ = events.send(Event::Ended { job, device, end }).await; // the node may have stopped
+                let ended = attempt::run(&context, job, device.clone(), cancelled, kept).await;
+                let _ = events.send(Event::Ended { job, device, ended }).await; // the node may have stopped
             });
         }
         self.publish();
     }
 
+    /// Asks devices that were left alone for a sign of life, before a job is risked there.
+    fn send_canaries(&mut self) {
+        for device in self.health.canaries_due(Instant::now()) {
+            let (workers, events) = (self.context.tools.workers.clone(), self.events.clone());
+            tokio::spawn(async move {
+                let alive = workers.probe(&device).await;
+                if let Err(error) = &alive {
+                    tracing::warn!(%device, "canary failed: {error}");
+                }
+                let alive = alive.is_ok();
+                let _ = events.send(Event::Canary { device, alive }).await; // the node may have stopped
+            });
+        }
+    }
+
     fn publish(&self) {
         self.context.live.positions.send_replace(self.queue.positions());
-        self.busy.send_replace(self.queue.running());
+        let board = Board { running: self.queue.running(), health: self.health.view() };
+        self.board.send_replace(board);
+    }
+}
+
+enum Wake {
+    Event(Event),
+    /// Some pause is over.
+    Due,
+}
+
+fn tell(changes: Vec<Change>) {
+    for change in changes {
+        match change {
+            Change::Opened { device, model, pause } => tracing::error!(
+                %device, model, pause_s = pause.as_secs(), "the model ends its workers and is left alone"
+            ),
+            Change::Closed { device, model } => {
+                tracing::info!(%device, model, "the model works again")
+            }
+            Change::Quarantined { device } => {
+                tracing::error!(%device, "several models end their workers here: device in quarantine");
+            }
+            Change::Released { device } => tracing::info!(%device, "device out of quarantine"),
+        }
     }
 }

@@ -7,13 +7,14 @@ mod picture;
 
 use super::handle::{ProcessingConfig, Tools};
 use super::live::Live;
+use super::pace::Pace;
 use super::tally::{Tally, tenth};
 use crate::model::Loaded;
 use crate::store::{
     AttemptOutcome, Claim, EndState, Ending, Finalised, NewArtifact, Requeued, StoreError,
     StoredJob,
 };
-use crate::worker::{StartProgress, WorkerHandle};
+use crate::worker::{Blame, StartProgress, WorkerHandle};
 use atelier_protocol::http::{Progress, ResolvedRequest};
 use atelier_protocol::{Detail, DeviceId, ErrorBody, ErrorCode, JobId};
 use std::sync::Arc;
@@ -25,14 +26,29 @@ pub(super) struct Context {
     pub(super) config: ProcessingConfig,
     pub(super) tools: Tools,
     pub(super) live: Live,
+    pub(super) pace: Pace,
 }
 
 /// How an attempt left its job.
-pub(super) enum End {
-    /// Ended, or no longer ours.
-    Over,
-    /// Queued again; what was finished need not be drawn again on the same device.
-    Again { kept: Kept },
+pub(super) struct Ended {
+    /// Queued again; what was finished need not be drawn again on the same device. None: ended, or no longer ours.
+    pub(super) again: Option<Kept>,
+    pub(super) verdict: Verdict,
+}
+
+/// What the attempt says about its model on its device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    Drawn,
+    /// The worker is gone and is to blame itself.
+    WorkerLost,
+    Undecided,
+}
+
+impl Ended {
+    fn over(verdict: Verdict) -> Self {
+        Self { again: None, verdict }
+    }
 }
 
 /// Finished pictures of a job that goes on.
@@ -63,6 +79,8 @@ impl From<ErrorBody> for Stop {
     }
 }
 
+/// Workers that one job may lose, whoever is to blame: an end to what would never end.
+const MAX_LOSSES: usize = 10;
 /// Pause between tries while the store cannot be written, such as with a full disk.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a claim would hold against other nodes that share the store; this one renews nothing while it is alone.
@@ -79,8 +97,8 @@ struct Attempt<'a> {
     cancelled: watch::Receiver<bool>,
     pictures: Vec<NewArtifact>,
     tally: Tally,
-    /// Attempts before this one that ended a worker.
-    earlier_losses: Vec<ErrorBody>,
+    /// Why earlier attempts lost their worker.
+    losses: Vec<ErrorBody>,
     created_at: String,
 }
 
@@ -90,7 +108,7 @@ pub(super) async fn run(
     device: DeviceId,
     cancelled: watch::Receiver<bool>,
     kept: Kept,
-) -> End {
+) -> Ended {
     let tools = &context.tools;
     let claimed = tools.store.claim(id, tools.clock.stamp(), tools.clock.stamp_in(LEASE)).await;
     let stored = match claimed {
@@ -98,16 +116,16 @@ pub(super) async fn run(
             context.live.committed(events);
             tools.store.job(id).await.map(|job| job.map(|job| (attempt, job)))
         }
-        Ok(Claim::NotQueued) => return End::Over,
+        Ok(Claim::NotQueued) => return Ended::over(Verdict::Undecided),
         Err(error) => Err(error),
     };
     let (number, stored) = match stored {
         Ok(Some(found)) => found,
-        Ok(None) => return End::Over,
+        Ok(None) => return Ended::over(Verdict::Undecided),
         Err(error) => {
             tracing::error!(job = %id, "a job cannot be claimed: {error}");
             tokio::time::sleep(STORE_PAUSE).await;
-            return End::Again { kept };
+            return Ended { again: Some(kept), verdict: Verdict::Undecided };
         }
     };
     let pictures = if kept.device.as_ref() == Some(&device) { kept.pictures } else { Vec::new() };
@@ -132,7 +150,7 @@ impl<'a> Attempt<'a> {
         let now = context.tools.clock.now();
         tally.timings.queue_ms = since(&stored.created_at, now);
         let losses = stored.attempts.into_iter().filter_map(|attempt| attempt.cause);
-        let earlier_losses = losses.filter(|cause| cause.code != ErrorCode::NodeStopping).collect();
+        let losses = losses.filter(|cause| cause.code != ErrorCode::NodeStopping).collect();
         Self {
             context,
             id: stored.id,
@@ -142,7 +160,7 @@ impl<'a> Attempt<'a> {
             cancelled,
             pictures,
             tally,
-            earlier_losses,
+            losses,
             created_at: stored.created_at,
         }
     }
@@ -191,7 +209,11 @@ impl<'a> Attempt<'a> {
         loop {
             tokio::select! {
                 epoch = &mut ready => {
-                    epoch?;
+                    // A worker that cannot start was tried again by its supervisor; the job would not help.
+                    epoch.map_err(|error| match error.code {
+                        ErrorCode::NodeStopping => Stop::WorkerGone(error),
+                        _ => Stop::Failed(error),
+                    })?;
                     let pid = worker.view().pid;
                     let store = &self.context.tools.store;
                     let assigned = store.assign(self.id, self.number, self.device.clone(), pid).await;
@@ -218,52 +240,70 @@ impl<'a> Attempt<'a> {
         self.context.live.progress(self.id, progress);
     }
 
-    async fn conclude(mut self, drawn: Result<(), Stop>) -> End {
+    async fn conclude(mut self, drawn: Result<(), Stop>) -> Ended {
         let cancelled = *self.cancelled.borrow();
         match drawn {
             Ok(()) => {
                 let artifacts = std::mem::take(&mut self.pictures);
                 let (state, outcome) = (EndState::Succeeded, AttemptOutcome::Succeeded);
-                self.finalise(state, outcome, artifacts, None, None).await
+                self.finalise(state, outcome, artifacts, None, None).await;
+                Ended::over(Verdict::Drawn)
             }
-            Err(Stop::Cancelled) => self.finalise_cancelled(None).await,
-            Err(Stop::WorkerGone(cause)) if cancelled => self.finalise_cancelled(Some(cause)).await,
+            Err(Stop::Cancelled) => {
+                self.finalise_cancelled(None).await;
+                Ended::over(Verdict::Undecided)
+            }
             Err(Stop::Failed(error)) => {
                 let (state, outcome) = (EndState::Failed, AttemptOutcome::Failed);
-                self.finalise(state, outcome, Vec::new(), Some(error.clone()), Some(error)).await
+                self.finalise(state, outcome, Vec::new(), Some(error.clone()), Some(error)).await;
+                Ended::over(Verdict::Undecided)
             }
-            Err(Stop::WorkerGone(cause)) if cause.code == ErrorCode::NodeStopping => {
-                self.requeue(cause).await; // found in the store by the next start
-                End::Over
-            }
-            Err(Stop::WorkerGone(cause)) => {
-                self.earlier_losses.push(cause.clone());
-                let losses = u32::try_from(self.earlier_losses.len()).unwrap_or(u32::MAX);
-                if losses < self.context.config.max_attempts {
-                    return self.requeue(cause).await;
-                }
-                let error = self.set_aside();
-                let (state, outcome) = (EndState::Failed, AttemptOutcome::Lost);
-                self.finalise(state, outcome, Vec::new(), Some(error), Some(cause)).await
-            }
+            Err(Stop::WorkerGone(cause)) => self.conclude_loss(cause, cancelled).await,
         }
     }
 
+    /// The worker is gone: whether the job is tried again depends on who is to blame, and how often before.
+    async fn conclude_loss(mut self, cause: ErrorBody, cancelled: bool) -> Ended {
+        let blame = Blame::of(&cause);
+        let verdict = match blame {
+            Blame::Worker => Verdict::WorkerLost,
+            Blame::Outside | Blame::Memory => Verdict::Undecided,
+        };
+        if cancelled {
+            self.finalise_cancelled(Some(cause)).await;
+            return Ended::over(verdict);
+        }
+        if cause.code == ErrorCode::NodeStopping {
+            self.requeue(cause).await; // found in the store by the next start
+            return Ended::over(verdict);
+        }
+        self.losses.push(cause.clone());
+        let own = self.losses.iter().filter(|loss| Blame::of(loss) == Blame::Worker).count();
+        let too_many = own >= self.context.config.max_attempts as usize;
+        if !too_many && self.losses.len() < MAX_LOSSES {
+            return Ended { again: self.requeue(cause).await, verdict };
+        }
+        let error = self.set_aside();
+        let (state, outcome) = (EndState::Failed, AttemptOutcome::Lost);
+        self.finalise(state, outcome, Vec::new(), Some(error), Some(cause)).await;
+        Ended::over(verdict)
+    }
+
     fn set_aside(&self) -> ErrorBody {
-        let details = self.earlier_losses.iter().zip(1..).map(|(loss, number)| {
+        let details = self.losses.iter().zip(1..).map(|(loss, number)| {
             Detail::new(format!("loss {number}"), format!("{}: {}", loss.code, loss.message))
         });
-        let count = self.earlier_losses.len();
+        let count = self.losses.len();
         ErrorBody::new(
             ErrorCode::ProcessingSetAside,
-            format!("the job was set aside after it ended {count} workers"),
+            format!("the job was set aside after it lost {count} workers"),
         )
         .with_details(details.collect())
     }
 
-    async fn finalise_cancelled(self, cause: Option<ErrorBody>) -> End {
+    async fn finalise_cancelled(self, cause: Option<ErrorBody>) {
         let (state, outcome) = (EndState::Cancelled, AttemptOutcome::Cancelled);
-        self.finalise(state, outcome, Vec::new(), None, cause).await
+        self.finalise(state, outcome, Vec::new(), None, cause).await;
     }
 
     async fn finalise(
@@ -273,7 +313,7 @@ impl<'a> Attempt<'a> {
         artifacts: Vec<NewArtifact>,
         error: Option<ErrorBody>,
         cause: Option<ErrorBody>,
-    ) -> End {
+    ) {
         let tools = &self.context.tools;
         self.tally.timings.total_ms = since(&self.created_at, tools.clock.now());
         let timings = self.tally.timings.clone();
@@ -288,10 +328,10 @@ impl<'a> Attempt<'a> {
             }
             Finalised::Stale => tracing::warn!(job = %id, attempt, "a late end changes nothing"),
         }
-        End::Over
     }
 
-    async fn requeue(self, cause: ErrorBody) -> End {
+    /// Closes this attempt and queues the job again; gives what the next attempt need not draw.
+    async fn requeue(self, cause: ErrorBody) -> Option<Kept> {
         let tools = &self.context.tools;
         tracing::warn!(job = %self.id, attempt = self.number, code = %cause.code, "job is tried again: {cause}");
         let (id, attempt) = (self.id, self.number);
@@ -302,13 +342,13 @@ impl<'a> Attempt<'a> {
         match requeued.await {
             Requeued::Yes { events } => {
                 self.context.live.committed(events);
-                End::Again { kept: Kept { device: Some(self.device), pictures: self.pictures } }
+                Some(Kept { device: Some(self.device), pictures: self.pictures })
             }
             Requeued::Cancelled { events } => {
                 self.context.live.committed(events);
-                End::Over
+                None
             }
-            Requeued::Stale => End::Over,
+            Requeued::Stale => None,
         }
     }
 }

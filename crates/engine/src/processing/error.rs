@@ -2,7 +2,8 @@
 
 use crate::store::StoreError;
 use atelier_protocol::http::JobState;
-use atelier_protocol::{ArtifactId, ErrorBody, ErrorCode, JobId};
+use atelier_protocol::{ArtifactId, Detail, ErrorBody, ErrorCode, JobId};
+use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProcessingError {
@@ -16,6 +17,8 @@ pub(super) enum ProcessingError {
     KeyReused,
     #[error("{queued} jobs are waiting, which is all that this node queues")]
     QueueFull { queued: u64 },
+    #[error("{model} has ended several workers in a row and is left alone for {} s", retry_after.as_secs() + 1)]
+    ModelBroken { model: String, retry_after: Duration },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -27,6 +30,7 @@ impl ProcessingError {
             Self::NoArtifact(_) => ErrorCode::ArtifactNotFound,
             Self::Ended(_) | Self::KeyReused => ErrorCode::ProcessingConflict,
             Self::QueueFull { .. } => ErrorCode::ProcessingQueueFull,
+            Self::ModelBroken { .. } => ErrorCode::ModelBroken,
             Self::Store(error) => error.code(),
         }
     }
@@ -34,6 +38,14 @@ impl ProcessingError {
 
 impl From<ProcessingError> for ErrorBody {
     fn from(error: ProcessingError) -> Self {
-        Self::new(error.code(), error.to_string())
+        let body = Self::new(error.code(), error.to_string());
+        match error {
+            // Also the source of the `Retry-After` header.
+            ProcessingError::ModelBroken { retry_after, .. } => {
+                let seconds = (retry_after.as_secs() + 1).to_string();
+                body.with_details(vec![Detail::new("retry_after_s", seconds)])
+            }
+            _ => body,
+        }
     }
 }

@@ -1,11 +1,14 @@
 //! The processing domain as everyone else sees it.
 
-use super::actor::{Actor, Event};
+use super::actor::{Actor, Board, Event};
 use super::attempt::Context;
 use super::error::ProcessingError;
 use super::finish::Finisher;
+use super::health::HealthLimits;
 use super::live::{Live, StreamEvent};
+use super::pace::Pace;
 use super::planner::Planner;
+use super::queue::Waiting;
 use crate::clock::Clock;
 use crate::memory::MemoryHandle;
 use crate::model::{Loader, ModelHandle};
@@ -29,6 +32,15 @@ pub struct ProcessingConfig {
     pub max_attempts: u32,
     /// How long a worker may take to acknowledge a cancel, at least; three of its steps where that is longer.
     pub cancel_limit: Duration,
+    pub(super) health: HealthLimits,
+}
+
+impl ProcessingConfig {
+    #[must_use]
+    pub fn new(queue_limit: u32, max_attempts: u32) -> Self {
+        let cancel_limit = Duration::from_secs(5);
+        Self { queue_limit, max_attempts, cancel_limit, health: HealthLimits::default() }
+    }
 }
 
 /// Everything that running a job needs.
@@ -66,7 +78,9 @@ pub enum Submission {
 pub struct ProcessingHandle {
     context: Arc<Context>,
     events: mpsc::Sender<Event>,
-    busy: watch::Receiver<BTreeMap<DeviceId, JobId>>,
+    board: watch::Receiver<Board>,
+    /// Devices that take jobs without a pin.
+    default_devices: Arc<[DeviceId]>,
 }
 
 impl ProcessingHandle {
@@ -87,9 +101,10 @@ impl ProcessingHandle {
         }
         let queued = tools.store.queued().await?;
         let live = Live::new();
-        let context = Arc::new(Context { config, tools, live });
+        let context = Arc::new(Context { config, tools, live, pace: Pace::default() });
         let (events, inbox) = mpsc::channel(64);
-        let (publish, busy) = watch::channel(BTreeMap::new());
+        let (publish, board) = watch::channel(Board::default());
+        let defaults = devices.iter().take(default_devices).cloned().collect();
         let actor = Actor::new(
             Arc::clone(&context),
             devices,
@@ -99,7 +114,7 @@ impl ProcessingHandle {
             publish,
         );
         tokio::spawn(actor.run());
-        Ok(Self { context, events, busy })
+        Ok(Self { context, events, board, default_devices: defaults })
     }
 
     /// Stores a job; from the moment this returns it survives anything.
@@ -107,6 +122,8 @@ impl ProcessingHandle {
         let tools = &self.context.tools;
         let id = JobId::mint();
         let pin = new.request.device.clone().map(DeviceId);
+        let model = new.request.model.clone();
+        self.refuse_broken(&model, pin.as_ref())?;
         let submitted = tools.store.submit(NewJob {
             id,
             owner: "local".to_owned(),
@@ -120,7 +137,7 @@ impl ProcessingHandle {
         match submitted.await? {
             Submitted::New { events } => {
                 self.context.live.committed(events);
-                let _ = self.events.send(Event::Enqueued { job: id, pin }).await; // stopping: it waits in the store
+                let _ = self.events.send(Event::Enqueued(Waiting { job: id, model, pin })).await; // stopping: it waits in the store
                 Ok(Submission::Accepted(self.job(id).await?))
             }
             Submitted::Replayed { job } => Ok(Submission::Replayed(self.job(job).await?)),
@@ -219,7 +236,33 @@ impl ProcessingHandle {
     /// What runs where.
     #[must_use]
     pub fn running(&self) -> BTreeMap<DeviceId, JobId> {
-        self.busy.borrow().clone()
+        self.board.borrow().running.clone()
+    }
+
+    /// Devices on which nothing is started until a canary has returned.
+    #[must_use]
+    pub fn quarantined(&self) -> Vec<DeviceId> {
+        self.board.borrow().health.quarantined.clone()
+    }
+
+    /// A model that just ended several workers everywhere that the job could run is refused at once, rather than after a
+    /// wait that would end the same way.
+    fn refuse_broken(&self, model: &str, pin: Option<&DeviceId>) -> Result<(), ProcessingError> {
+        let board = self.board.borrow();
+        let until =
+            |device: &DeviceId| board.health.open.get(&(device.clone(), model.to_owned())).copied();
+        let places: Vec<_> = match pin {
+            Some(device) => vec![until(device)],
+            None => self.default_devices.iter().map(until).collect(),
+        };
+        let all: Option<Vec<Instant>> = places.into_iter().collect();
+        match all.and_then(|untils| untils.into_iter().min()) {
+            None => Ok(()),
+            Some(until) => {
+                let retry_after = until.saturating_duration_since(Instant::now());
+                Err(ProcessingError::ModelBroken { model: model.to_owned(), retry_after })
+            }
+        }
     }
 
     #[must_use]

@@ -28,7 +28,7 @@ impl Tally {
     /// One `progress` message of the current picture.
     pub(super) fn on_progress(&mut self, phase: Phase, step: u32, step_ms: f64) -> Progress {
         let within = match phase {
-            Phase::Load | Phase::Encode => 0,
+            Phase::Load | Phase::Encode | Phase::Compile => 0,
             Phase::Denoise => {
                 self.step_ms.0 += step_ms;
                 self.step_ms.1 += 1;
@@ -36,13 +36,7 @@ impl Tally {
             }
             Phase::Decode => self.steps_per_picture,
         };
-        let phase = match phase {
-            Phase::Load => "load",
-            Phase::Encode => "encode",
-            Phase::Denoise => "denoise",
-            Phase::Decode => "decode",
-        };
-        self.at(phase, within)
+        self.at(phase.word(), within)
     }
 
     /// The current picture is being written.

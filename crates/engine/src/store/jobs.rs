@@ -238,7 +238,7 @@ pub(super) fn recover(
         })?
         .collect::<Result<Vec<_>, StoreError>>()?;
     let cause =
-        ErrorBody::new(ErrorCode::WorkerCrashed, "the node ended while this attempt was running");
+        ErrorBody::new(ErrorCode::NodeStopping, "the node ended while this attempt was running");
     let mut log = EventLog::new(connection, now);
     let mut recovered = Recovered::default();
     for (job, attempt, cancel_requested) in found {

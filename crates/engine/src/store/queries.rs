@@ -49,7 +49,8 @@ pub(super) fn jobs(
 pub(super) fn queued(connection: &Connection) -> Result<Vec<QueuedJob>, StoreError> {
     connection
         .prepare_cached(
-            "SELECT id, attempt, request ->> 'device' AS device FROM jobs
+            "SELECT id, attempt, request ->> 'device' AS device,
+                 request ->> 'model' AS model FROM jobs
              WHERE state = 'queued' ORDER BY priority DESC, queue_seq",
         )?
         .query_and_then([], |row| {
@@ -58,6 +59,7 @@ pub(super) fn queued(connection: &Connection) -> Result<Vec<QueuedJob>, StoreErr
                 id: parsed(row, "id")?,
                 attempt: plain(row, "attempt")?,
                 device: device.map(DeviceId),
+                model: plain(row, "model")?,
             })
         })?
         .collect()

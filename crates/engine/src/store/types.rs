@@ -218,6 +218,7 @@ pub struct QueuedJob {
     pub attempt: u32,
     /// The only device that its request allows.
     pub device: Option<DeviceId>,
+    pub model: String,
 }
 
 /// Jobs by state.

@@ -1,5 +1,6 @@
 //! What is known about a worker that ended: how, during what, and its last words.
 
+use atelier_protocol::worker::Phase;
 use atelier_protocol::{Detail, ErrorBody, ErrorCode};
 use std::collections::VecDeque;
 use std::fmt;
@@ -75,13 +76,49 @@ impl StderrTail {
     }
 }
 
+/// Whose doing the end of a worker was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Blame {
+    /// It crashed, hung or broke the rules: what it was working on may be the reason.
+    Worker,
+    /// SIGKILL from somebody else, or the node's own end: says nothing about the work.
+    Outside,
+    /// The kernel's out-of-memory killer: the same work would end the same way.
+    Memory,
+}
+
+impl Blame {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Outside => "outside",
+            Self::Memory => "memory",
+        }
+    }
+    /// As [`Loss::body`] wrote it; losses of older versions count as the worker's own.
+    #[must_use]
+    pub fn of(body: &ErrorBody) -> Self {
+        let word = body.details.iter().find(|detail| detail.field == "blame");
+        let word = word.map(|detail| detail.message.as_str());
+        let all = [Self::Outside, Self::Memory];
+        all.into_iter().find(|blame| Some(blame.word()) == word).unwrap_or(Self::Worker)
+    }
+}
+
 /// Why a worker is gone, in the form in which a job's record keeps it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Loss {
     pub code: ErrorCode,
+    pub blame: Blame,
     pub message: String,
     pub pid: Option<u32>,
     pub exit: Option<ExitCause>,
+    /// What a run was busy with, and the denoise step that it had reached.
+    pub phase: Option<Phase>,
+    pub step: Option<u32>,
+    /// Resident memory when it was last told.
+    pub rss_bytes: Option<u64>,
     pub stderr: Vec<String>,
 }
 
@@ -89,13 +126,22 @@ impl Loss {
     /// As an error body, with the evidence under `details`.
     #[must_use]
     pub fn body(&self) -> ErrorBody {
-        let mut details = Vec::new();
-        if let Some(exit) = self.exit {
-            details.push(Detail::new("exit", exit.to_string()));
-        }
-        if !self.stderr.is_empty() {
-            details.push(Detail::new("stderr", self.stderr.join("\n")));
-        }
+        let mut details = vec![Detail::new("blame", self.blame.word())];
+        let mut add = |field: &str, value: Option<String>| {
+            details.extend(value.map(|value| Detail::new(field, value)));
+        };
+        add("pid", self.pid.map(|pid| pid.to_string()));
+        add("exit", self.exit.map(|exit| exit.to_string()));
+        add("phase", self.phase.map(|phase| phase.to_string()));
+        add("step", self.step.map(|step| step.to_string()));
+        add("rss_bytes", self.rss_bytes.map(|bytes| bytes.to_string()));
+        // A stack dump is the last thing that a hung worker is asked for.
+        let dump = self.stderr.iter().position(|line| {
+            line.starts_with("Thread 0x") || line.starts_with("Current thread 0x")
+        });
+        let (said, stack) = self.stderr.split_at(dump.unwrap_or(self.stderr.len()));
+        add("stderr", (!said.is_empty()).then(|| said.join("\n")));
+        add("stack", (!stack.is_empty()).then(|| stack.join("\n")));
         ErrorBody::new(self.code, self.message.clone()).with_details(details)
     }
 }

@@ -52,4 +52,8 @@ pub struct WorkerView {
     pub refused_lines: u64,
     pub stale_messages: u64,
     pub losses: u64,
+    /// Whether a spare process stands by.
+    pub spare: bool,
+    /// Workers replaced because they had grown.
+    pub recycled: u64,
 }

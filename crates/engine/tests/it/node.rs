@@ -1,6 +1,6 @@
 //! A whole node without HTTP: the real store, the demo model's files, a scripted worker.
 
-use atelier_engine::node::{Node, NodeConfig, Submission, try_worker};
+use atelier_engine::node::{Node, NodeConfig, SparePolicy, Submission, try_worker};
 use atelier_protocol::ErrorCode;
 use atelier_protocol::http::{EventKind, Job, JobState};
 use atelier_testkit::{Script, ScriptedWorker};
@@ -41,6 +41,8 @@ async fn house_with(
         max_body_bytes: 1 << 20,
         idle_exit: None,
         warm_start: false,
+        spare: SparePolicy::Off,
+        recycle_growth: None,
     };
     change(&mut config);
     let node = Node::start(config.clone()).await.unwrap();
@@ -105,7 +107,7 @@ async fn a_worker_killed_in_the_middle_costs_an_attempt_and_not_the_job() {
 
 #[tokio::test]
 async fn a_job_that_ends_every_worker_is_set_aside_with_the_evidence() {
-    let house = house([Script::good().crash_at(1)]).await;
+    let house = house([Script::good().crash_at(1).crash_signal(11)]).await;
     let job = submit(&house.node, apple()).await;
     let job = house.node.wait(job.id, LONG).await.unwrap();
     assert_eq!(job.state, JobState::Failed);
@@ -113,6 +115,28 @@ async fn a_job_that_ends_every_worker_is_set_aside_with_the_evidence() {
     assert_eq!(error.code, ErrorCode::ProcessingSetAside);
     assert_eq!(error.details.len(), 3);
     assert!(job.artifacts.is_empty());
+}
+
+#[tokio::test]
+async fn workers_killed_from_outside_are_not_held_against_the_job() {
+    let killed = || Script::good().crash_at(1);
+    let house = house([killed(), killed(), killed(), killed(), Script::good()]).await;
+    let job = submit(&house.node, apple()).await;
+    let job = house.node.wait(job.id, LONG).await.unwrap();
+    assert_eq!(job.state, JobState::Succeeded, "{:?}", job.error);
+    assert_eq!(job.attempts.len(), 5);
+}
+
+#[tokio::test]
+async fn a_model_that_ends_its_workers_is_left_alone_and_refused_with_a_time_to_wait() {
+    let house = house([Script::good().crash_at(1).crash_signal(11)]).await;
+    let job = submit(&house.node, apple()).await;
+    house.node.wait(job.id, LONG).await.unwrap();
+    let error = house.node.submit(apple(), None).await.expect_err("three losses in a row");
+    assert_eq!(error.code, ErrorCode::ModelBroken);
+    let wait = error.details.iter().find(|d| d.field == "retry_after_s").unwrap();
+    assert!((1..=31).contains(&wait.message.parse::<u64>().unwrap()), "{wait:?}");
+    assert!(house.node.devices().iter().all(|device| device.state != "quarantined"));
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 
 use atelier_engine::clock::Clock;
 use atelier_engine::worker::{
-    Launcher, Preparation, ProcessSpawner, RunEvent, SlotFile, StartProgress, SupervisorConfig,
-    WorkerCommand, WorkerHandle, WorkerState,
+    Launcher, PhaseLimits, Preparation, ProcessSpawner, RunEvent, SlotFile, StartProgress,
+    SupervisorConfig, WorkerCommand, WorkerHandle, WorkerState,
 };
 use atelier_protocol::worker::{FromWorker, PlanStep, RunItem, SchedulerPlan, ToWorker, Work};
 use atelier_protocol::{DeviceId, ErrorCode, JobId, RunId};
@@ -46,6 +46,12 @@ fn quick() -> SupervisorConfig {
     }
 }
 
+/// Little patience with every phase.
+fn fast_phases() -> PhaseLimits {
+    let short = Duration::from_millis(200);
+    PhaseLimits { encode: short, unlearned_step: short, decode: short, ..PhaseLimits::default() }
+}
+
 fn run_message(steps: u32) -> (Work, ToWorker, SlotFile) {
     let slot = SlotFile::new(64 * 64 * 3).unwrap();
     let work = Work { run: RunId::mint(), job: JobId::mint(), attempt: 1 };
@@ -84,7 +90,7 @@ async fn a_worker_is_ready_only_after_it_said_so_and_draws() {
     assert_eq!(handle.ready().await.unwrap(), 1);
     assert_eq!(handle.view().versions["fake"], "scripted");
     let (_, message, _slot) = run_message(3);
-    let last = last_event(handle.run(message).await.unwrap()).await;
+    let last = last_event(handle.run(message, None).await.unwrap()).await;
     assert!(matches!(last, RunEvent::Message(FromWorker::Done { .. })), "{last:?}");
     handle.shutdown().await;
     assert_eq!(handle.view().state, WorkerState::Absent);
@@ -96,14 +102,14 @@ async fn a_killed_worker_is_told_with_its_signal_and_last_words_and_the_next_one
     let handle = supervise(&worker, quick());
     handle.ready().await.unwrap();
     let (_, message, _slot) = run_message(5);
-    let last = last_event(handle.run(message).await.unwrap()).await;
+    let last = last_event(handle.run(message, None).await.unwrap()).await;
     let RunEvent::Lost(loss) = last else { panic!("expected a loss, got {last:?}") };
     assert_eq!(loss.code, ErrorCode::WorkerCrashed);
     assert!(loss.message.contains("SIGKILL"), "{}", loss.message);
     assert_eq!(loss.stderr, ["scripted: crashing now"]);
     assert_eq!(handle.ready().await.unwrap(), 2, "a new worker is a new epoch");
     let (_, message, _slot) = run_message(2);
-    let last = last_event(handle.run(message).await.unwrap()).await;
+    let last = last_event(handle.run(message, None).await.unwrap()).await;
     assert!(matches!(last, RunEvent::Message(FromWorker::Done { .. })), "{last:?}");
 }
 
@@ -113,7 +119,7 @@ async fn a_cancelled_run_says_so_and_what_comes_later_is_dropped_and_counted() {
     let handle = supervise(&worker, quick());
     handle.ready().await.unwrap();
     let (work, message, _slot) = run_message(500);
-    let mut events = handle.run(message).await.unwrap();
+    let mut events = handle.run(message, None).await.unwrap();
     while !matches!(events.recv().await, Some(RunEvent::Message(FromWorker::Progress { .. }))) {}
     handle.cancel(work).await;
     let last = last_event(events).await;
@@ -129,7 +135,7 @@ async fn garbage_on_the_channel_costs_only_the_garbage() {
     let handle = supervise(&worker, quick());
     handle.ready().await.unwrap();
     let (_, message, _slot) = run_message(4);
-    let last = last_event(handle.run(message).await.unwrap()).await;
+    let last = last_event(handle.run(message, None).await.unwrap()).await;
     assert!(matches!(last, RunEvent::Message(FromWorker::Done { .. })), "{last:?}");
     assert_eq!(handle.view().refused_lines, 2);
 }
@@ -138,12 +144,11 @@ async fn garbage_on_the_channel_costs_only_the_garbage() {
 async fn a_worker_without_a_sign_of_life_is_replaced() {
     let worker =
         ScriptedWorker::new([Script::good().freeze_at(2).deaf_to_sigterm(), Script::good()]);
-    let handle =
-        supervise(&worker, SupervisorConfig { step_limit: Duration::from_millis(200), ..quick() });
+    let handle = supervise(&worker, SupervisorConfig { phases: fast_phases(), ..quick() });
     handle.ready().await.unwrap();
     let pid = handle.view().pid.unwrap();
     let (_, message, _slot) = run_message(4);
-    let last = last_event(handle.run(message).await.unwrap()).await;
+    let last = last_event(handle.run(message, None).await.unwrap()).await;
     let RunEvent::Lost(loss) = last else { panic!("expected a loss, got {last:?}") };
     assert_eq!(loss.code, ErrorCode::WorkerUnresponsive);
     assert_eq!(handle.ready().await.unwrap(), 2);
@@ -233,10 +238,110 @@ async fn shutdown_ends_even_a_worker_that_ignores_it() {
     handle.ready().await.unwrap();
     let pid = handle.view().pid.unwrap();
     let (_, message, _slot) = run_message(4);
-    let events = handle.run(message).await.unwrap();
+    let events = handle.run(message, None).await.unwrap();
     handle.shutdown().await;
     assert!(!is_alive(pid));
     assert!(matches!(last_event(events).await, RunEvent::Lost(_)));
     let error = handle.ready().await.expect_err("shut down for good");
     assert_eq!(error.code, ErrorCode::NodeStopping);
+}
+
+#[tokio::test]
+async fn a_declared_compilation_may_be_silent_for_longer_than_a_step() {
+    let worker = ScriptedWorker::new([Script::good().compile_ms(900)]);
+    let handle = supervise(&worker, SupervisorConfig { phases: fast_phases(), ..quick() });
+    handle.ready().await.unwrap();
+    let (_, message, _slot) = run_message(2);
+    let last = last_event(handle.run(message, None).await.unwrap()).await;
+    assert!(matches!(last, RunEvent::Message(FromWorker::Done { .. })), "{last:?}");
+}
+
+#[tokio::test]
+async fn a_hung_worker_leaves_its_stack_its_phase_and_its_step() {
+    let worker = ScriptedWorker::new([Script::good().freeze_at(3)]);
+    let handle = supervise(&worker, SupervisorConfig { phases: fast_phases(), ..quick() });
+    handle.ready().await.unwrap();
+    let (_, message, _slot) = run_message(5);
+    let last = last_event(handle.run(message, None).await.unwrap()).await;
+    let RunEvent::Lost(loss) = last else { panic!("expected a loss, got {last:?}") };
+    let body = loss.body();
+    let detail = |field: &str| {
+        let found = body.details.iter().find(|detail| detail.field == field);
+        found.map(|detail| detail.message.clone()).unwrap_or_default()
+    };
+    assert_eq!((detail("phase"), detail("step")), ("denoise".to_owned(), "2".to_owned()));
+    assert_eq!(detail("blame"), "worker");
+    assert!(detail("stack").contains("in run"), "the dump names the frame: {body:?}");
+    assert!(body.message.contains("no sign of life"), "{body}");
+}
+
+#[tokio::test]
+async fn a_spare_takes_the_place_of_a_lost_worker_without_a_start() {
+    let slow = || Script::good().import_ms(300);
+    let worker = ScriptedWorker::new([slow().crash_at(1), slow(), slow()]);
+    let config = SupervisorConfig { spare_after: Some(Duration::from_millis(1)), ..quick() };
+    let handle = supervise(&worker, config);
+    handle.ready().await.unwrap();
+    let mut view = handle.watch();
+    let spare_pid = |view: &atelier_engine::worker::WorkerView| view.spare;
+    view.wait_for(spare_pid).await.unwrap();
+    assert_eq!(worker.starts(), 2);
+    let (_, message, _slot) = run_message(2);
+    let last = last_event(handle.run(message, None).await.unwrap()).await;
+    assert!(matches!(last, RunEvent::Lost(_)));
+    assert_eq!(handle.ready().await.unwrap(), 2);
+    assert_eq!(worker.starts(), 2, "the spare was promoted, nothing was started");
+    let (_, message, _slot) = run_message(2);
+    let last = last_event(handle.run(message, None).await.unwrap()).await;
+    assert!(matches!(last, RunEvent::Message(FromWorker::Done { .. })), "{last:?}");
+    view.wait_for(spare_pid).await.unwrap();
+    handle.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_has_grown_is_replaced_while_it_is_idle() {
+    let worker = ScriptedWorker::new([Script::good().grows_by_mib(50), Script::good()]);
+    let growth = Some(atelier_protocol::Bytes::mib(120));
+    let handle = supervise(&worker, SupervisorConfig { recycle_growth: growth, ..quick() });
+    handle.ready().await.unwrap();
+    let first = handle.view().pid.unwrap();
+    for _ in 0..4 {
+        let (_, message, _slot) = run_message(1);
+        let last = last_event(handle.run(message, None).await.unwrap()).await;
+        assert!(matches!(last, RunEvent::Message(FromWorker::Done { .. })), "{last:?}");
+    }
+    let mut view = handle.watch();
+    let view = view.wait_for(|view| view.recycled == 1).await.unwrap().clone();
+    assert_eq!((view.state, view.epoch, view.losses), (WorkerState::Ready, 2, 0));
+    assert_ne!(view.pid, Some(first));
+}
+
+#[tokio::test]
+async fn a_kill_by_the_systems_memory_killer_is_recognised() {
+    let folder = tempfile::tempdir().unwrap();
+    let vmstat = folder.path().join("vmstat");
+    std::fs::write(&vmstat, "oom_kill 1\n").unwrap();
+    let worker = ScriptedWorker::new([Script::good().freeze_at(2)]);
+    let handle = supervise(&worker, SupervisorConfig { vmstat: vmstat.clone(), ..quick() });
+    handle.ready().await.unwrap();
+    let (_, message, _slot) = run_message(4);
+    let mut events = handle.run(message, None).await.unwrap();
+    while !matches!(events.recv().await, Some(RunEvent::Message(FromWorker::Progress { .. }))) {}
+    std::fs::write(&vmstat, "oom_kill 2\n").unwrap();
+    let pid = handle.view().pid.unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    let RunEvent::Lost(loss) = last_event(events).await else { panic!("expected a loss") };
+    assert_eq!(loss.code, ErrorCode::MemoryExhausted);
+    assert!(loss.message.contains("ran out of memory"), "{}", loss.message);
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_start_is_not_started_again_for_every_asker() {
+    let worker = ScriptedWorker::new([Script::good().hello("exit")]);
+    let handle = supervise(&worker, quick());
+    for _ in 0..5 {
+        let error = handle.ready().await.expect_err("it never becomes ready");
+        assert!(error.message.contains("scripted: cannot go on"), "{error}");
+    }
+    assert_eq!(worker.starts(), 3);
 }

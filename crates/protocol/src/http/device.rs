@@ -23,7 +23,7 @@ pub struct DeviceEntry {
     pub driver: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// `ready`, `busy`, `starting`, `unsupported`, `failed`.
+    /// `ready`, `busy`, `starting`, `quarantined`, `unsupported`, `failed`.
     pub state: String,
     pub capabilities: DeviceCapabilities,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -228,6 +228,9 @@ impl Starting {
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors);
+        if stay == Stay::ForThisCall {
+            command.env("ATELIER_WORKER_SPARE", "off"); // it would be raised for nobody
+        }
         if let Some(file) = &context.config_file {
             command.arg("--config").arg(file);
         }

@@ -16,7 +16,8 @@ pub use raw::{KEYS, Key, Kind, RawConfig, RawLog, RawWorker};
 pub use resolve::{Row, Settings, load};
 pub use show::meaning;
 
-use atelier_engine::node::NodeConfig;
+use atelier_engine::node::{NodeConfig, SparePolicy};
+use atelier_protocol::Bytes;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,8 @@ pub struct Config {
     pub python: Option<PathBuf>,
     /// Another program in the worker's place.
     pub worker_command: Option<Vec<String>>,
+    pub spare: SparePolicy,
+    pub recycle_growth: Option<Bytes>,
     /// The `PATH` of this process.
     pub path: OsString,
     pub log: LogConfig,
@@ -90,6 +93,8 @@ impl Config {
             max_body_bytes: self.max_body_bytes,
             idle_exit: self.idle_exit,
             warm_start: self.warm_start,
+            spare: self.spare,
+            recycle_growth: self.recycle_growth,
         }
     }
 }

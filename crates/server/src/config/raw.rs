@@ -64,6 +64,7 @@ const fn count(unit: &'static str, least: u64, most: u64) -> Kind {
 
 const DAY_S: u64 = 24 * 60 * 60;
 
+pub(super) const SPARES: &[&str] = &["auto", "on", "off"];
 pub(super) const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 pub(super) const FORMATS: &[&str] = &["text", "json"];
 
@@ -88,6 +89,13 @@ pub const KEYS: &[Key] = &[
     key("warm_start", "ATELIER_WARM_START", Some("--no-warm-start"), Kind::Truth),
     key("worker.python", "ATELIER_PYTHON", None, Kind::Path),
     key("worker.command", "ATELIER_WORKER_COMMAND", None, Kind::Words),
+    key("worker.spare", "ATELIER_WORKER_SPARE", None, Kind::Word(SPARES)),
+    key(
+        "worker.recycle_growth_mib",
+        "ATELIER_WORKER_RECYCLE_GROWTH_MIB",
+        None,
+        count("MiB", 0, 1 << 20),
+    ),
     key("log.level", "ATELIER_LOG_LEVEL", None, Kind::Word(LEVELS)),
     key("log.format", "ATELIER_LOG_FORMAT", None, Kind::Word(FORMATS)),
 ];
@@ -125,6 +133,8 @@ pub struct RawConfig {
 pub struct RawWorker {
     pub python: Option<PathBuf>,
     pub command: Option<Vec<String>>,
+    pub spare: Option<String>,
+    pub recycle_growth_mib: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -165,6 +175,8 @@ impl RawConfig {
             }
             "worker.python" => self.worker.python = Some(text.into()),
             "worker.command" => self.worker.command = Some(words(text)?),
+            "worker.spare" => self.worker.spare = Some(text.into()),
+            "worker.recycle_growth_mib" => self.worker.recycle_growth_mib = number(text)?,
             "log.level" => self.log.level = Some(text.into()),
             "log.format" => self.log.format = Some(text.into()),
             _ => return Err(format!("`{name}` is no setting")),

@@ -2,9 +2,11 @@
 
 use super::environment::{self, CONFIG_VARIABLE, Environment, Places};
 use super::file::{self, FileLayer};
-use super::raw::{self, FORMATS, Kind, LEVELS, RawConfig};
+use super::raw::{self, FORMATS, Kind, LEVELS, RawConfig, SPARES};
 use super::{Config, ConfigError, DEFAULT_CONFIG, Flags, LogConfig, LogFormat, Origin, Problem};
 use atelier_engine::files;
+use atelier_engine::node::SparePolicy;
+use atelier_protocol::Bytes;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -150,6 +152,10 @@ impl Resolver<'_> {
         let python = self.path("worker.python", |raw| raw.worker.python.clone(), None);
         let command =
             self.checked("worker.command", |raw| raw.worker.command.clone(), Ok::<_, String>);
+        let spare =
+            self.checked("worker.spare", |raw| raw.worker.spare.clone(), |text| spare(&text));
+        let recycle_growth_mib =
+            self.count("worker.recycle_growth_mib", |raw| raw.worker.recycle_growth_mib);
         let level = self.checked("log.level", |raw| raw.log.level.clone(), |text| level(&text));
         let format = self.checked("log.format", |raw| raw.log.format.clone(), |text| format(&text));
         Some(Config {
@@ -167,6 +173,8 @@ impl Resolver<'_> {
             warm_start: warm_start?,
             python,
             worker_command: command.filter(|words| !words.is_empty()),
+            spare: spare?,
+            recycle_growth: recycle_growth_mib.filter(|mib| *mib > 0).map(Bytes::mib),
             path: self.path_variable.clone(),
             log: LogConfig { level: level?, format: format? },
         })
@@ -277,6 +285,15 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
         ));
     }
     Ok(address)
+}
+
+fn spare(text: &str) -> Result<SparePolicy, String> {
+    match text {
+        "auto" => Ok(SparePolicy::Auto),
+        "on" => Ok(SparePolicy::On),
+        "off" => Ok(SparePolicy::Off),
+        other => Err(format!("`{other}` is not {}", Kind::Word(SPARES).wanted())),
+    }
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {
@@ -406,7 +423,7 @@ mod tests {
                 assert_eq!(error, expected);
             }
         }
-        assert_eq!(counts, 5);
+        assert_eq!(counts, 6);
     }
 
     #[test]

@@ -112,7 +112,8 @@ fn whatever_is_wrong_with_a_request_has_one_shape_a_code_and_a_status() {
         let large = vec![b' '; 9 << 20];
         let unknown_id = "/v1/jobs/018f0000-0000-7000-8000-000000000000";
         type Headers = Vec<(&'static str, &'static str)>;
-        let cases: Vec<(&str, &str, Headers, &[u8], u16, &str)> = vec![
+        type Case<'a> = (&'a str, &'a str, Headers, &'a [u8], u16, &'a str);
+        let cases: Vec<Case<'_>> = vec![
             ("POST", "/v1/jobs", vec![json], b"{", 400, "request.invalid"),
             ("POST", "/v1/jobs", vec![json], b"[]", 400, "request.invalid"),
             ("POST", "/v1/jobs", vec![json], b"{}", 422, "inference.invalid"),

@@ -3,10 +3,11 @@
 use super::{Attempt, Stop, cancel_asked};
 use crate::memory::Owner;
 use crate::model::{Loaded, Model};
+use crate::processing::pace;
 use crate::processing::{PictureFacts, Placement, RawImage};
 use crate::store::NewArtifact;
 use crate::worker::{RunEvent, SlotClaim, SlotFile, WorkerHandle};
-use atelier_protocol::worker::{FromWorker, RunItem, RunTimings, ToWorker, Work};
+use atelier_protocol::worker::{FromWorker, Phase, RunItem, RunTimings, ToWorker, Work};
 use atelier_protocol::{ArtifactId, Bytes, ErrorBody, ErrorCode, RunId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +54,8 @@ impl Attempt<'_> {
             }],
             steps: plan.steps,
         };
-        let drawn = self.follow(work, worker, message, slot).await?;
+        let pace_key = pace::key(&self.device, &model.id, plan.width, plan.height);
+        let drawn = self.follow(work, worker, message, slot, &pace_key).await?;
         self.note(self.tally.saving());
         let started = Instant::now();
         let facts = PictureFacts {
@@ -71,6 +73,7 @@ impl Attempt<'_> {
             created_at: tools.clock.stamp(),
         };
         let artifact = self.finish(drawn.image, facts).await?;
+        self.context.pace.keep(&tools.store, &pace_key).await;
         self.tally.picture_done(drawn.timings, started.elapsed().as_secs_f64() * 1000.0);
         Ok(artifact)
     }
@@ -82,8 +85,10 @@ impl Attempt<'_> {
         worker: &WorkerHandle,
         message: ToWorker,
         slot: SlotFile,
+        pace_key: &str,
     ) -> Result<Drawn, Stop> {
-        let mut events = worker.run(message).await?;
+        let learned = self.context.pace.learned(&self.context.tools.store, pace_key).await;
+        let mut events = worker.run(message, learned).await?;
         let slot = Arc::new(slot);
         let mut image = None;
         let mut slowest_step = Duration::ZERO;
@@ -111,6 +116,9 @@ impl Attempt<'_> {
                     let step_time =
                         Duration::try_from_secs_f64(step_ms / 1000.0).unwrap_or_default();
                     slowest_step = slowest_step.max(step_time);
+                    if phase == Phase::Denoise {
+                        self.context.pace.step(pace_key, step_ms);
+                    }
                     let progress = self.tally.on_progress(phase, step, step_ms);
                     self.note(progress);
                 }

@@ -261,7 +261,7 @@ async fn what_a_killed_node_left_running_is_taken_back_in_its_old_place() {
     assert_eq!(next.position(ids[2]).await.unwrap(), None);
     let attempts = next.job(ids[0]).await.unwrap().unwrap().attempts;
     assert_eq!(attempts[0].outcome.as_deref(), Some("lost"));
-    assert_eq!(attempts[0].cause.as_ref().unwrap().code, ErrorCode::WorkerCrashed);
+    assert_eq!(attempts[0].cause.as_ref().unwrap().code, ErrorCode::NodeStopping);
     // What runs under this boot is nobody else's business.
     claimed(&next, ids[1]).await;
     assert_eq!(next.recover(now()).await.unwrap(), Recovered::default());

@@ -1,7 +1,14 @@
-//! The grip that others have on one worker. Everything that happens is decided in [`actor`].
+//! The grip that others have on one worker. Everything that happens is decided in [`actor`]: what it hears in [`hear`],
+//! how a worker ends in [`ends`].
 
 mod actor;
+mod ends;
+mod hear;
+mod phase;
 mod pipes;
+mod spare;
+
+pub use phase::PhaseLimits;
 
 use super::Loss;
 use super::launch::Launcher;
@@ -9,8 +16,11 @@ use super::process::Spawner;
 use super::view::WorkerView;
 use crate::clock::Clock;
 use actor::{Actor, Command};
-use atelier_protocol::worker::{FromWorker, ToWorker, Work};
-use atelier_protocol::{ErrorBody, ErrorCode, RunId};
+use atelier_protocol::worker::{
+    Budget, FromWorker, Limits, MAX_BAD_LINES, MAX_LINE_BYTES, PROTOCOL, ToWorker, Work,
+};
+use atelier_protocol::{Bytes, ErrorBody, ErrorCode, RunId};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,15 +35,23 @@ pub struct SupervisorConfig {
     /// From `welcome` to `ready`: the imports.
     pub import_limit: Duration,
     /// Between two signs of life of a run.
-    pub step_limit: Duration,
+    pub phases: PhaseLimits,
     /// Between the steps of ending a worker: `shutdown`, SIGTERM, SIGKILL.
     pub stop_grace: Duration,
     /// Starts in a row that may fail before those who wait are told.
     pub start_attempts: u32,
     /// First and longest pause before a start that follows a failure.
     pub back_off: (Duration, Duration),
+    /// After starts have failed, waiters are told the same reason for this long before anything is started again.
+    pub failed_pause: Duration,
     /// Start again after a loss without being asked.
     pub keep_warm: bool,
+    /// Raise a spare once the worker has been idle for this long; none: no spare.
+    pub spare_after: Option<Duration>,
+    /// An idle worker whose memory has grown by this much since its first work is replaced; none: never.
+    pub recycle_growth: Option<Bytes>,
+    /// Where the kernel counts what its out-of-memory killer did.
+    pub vmstat: PathBuf,
 }
 
 impl Default for SupervisorConfig {
@@ -42,12 +60,26 @@ impl Default for SupervisorConfig {
             threads: 1,
             hello_limit: Duration::from_secs(30),
             import_limit: Duration::from_secs(120),
-            step_limit: Duration::from_secs(60),
-            stop_grace: Duration::from_secs(3),
+            phases: PhaseLimits::default(),
+            stop_grace: Duration::from_secs(5),
             start_attempts: 3,
             back_off: (Duration::from_millis(250), Duration::from_secs(30)),
+            failed_pause: Duration::from_secs(10),
             keep_warm: false,
+            spare_after: None,
+            recycle_growth: None,
+            vmstat: PathBuf::from("/proc/vmstat"),
         }
+    }
+}
+
+/// The answer to every `hello`. A worker of another version is welcomed too: it says so in a sentence and ends with its own
+/// exit status.
+fn welcome(threads: u32) -> ToWorker {
+    ToWorker::Welcome {
+        protocol: PROTOCOL,
+        limits: Limits { line_bytes: MAX_LINE_BYTES as u64, bad_lines: MAX_BAD_LINES },
+        budget: Budget { threads },
     }
 }
 
@@ -110,8 +142,13 @@ impl WorkerHandle {
     }
 
     /// Sends a `run` and returns its events. The channel closes after every item was done or failed, or with `Lost`.
-    pub async fn run(&self, message: ToWorker) -> Result<mpsc::Receiver<RunEvent>, ErrorBody> {
-        self.ask(|reply| Command::Run { message, reply }).await?
+    /// `learned_step` is what a denoise step of this model and size takes here, where that is known.
+    pub async fn run(
+        &self,
+        message: ToWorker,
+        learned_step: Option<Duration>,
+    ) -> Result<mpsc::Receiver<RunEvent>, ErrorBody> {
+        self.ask(|reply| Command::Run { message, learned_step, reply }).await?
     }
 
     /// Asks the worker to stop this work at its next step.

@@ -48,6 +48,21 @@ impl Pipes {
         Self { control, stdin: lines_in, events, stderr: tail }
     }
 
+    /// Lets a worker that was told to end do so, and kills it when it does not.
+    pub(super) async fn outlive(mut self, grace: Duration) {
+        let gone = async {
+            loop {
+                match self.events.recv().await {
+                    Some(PipeEvent::Line(_)) => {}
+                    Some(PipeEvent::Exited(_)) | None => return,
+                }
+            }
+        };
+        if timeout(grace, gone).await.is_err() {
+            self.control.kill();
+        }
+    }
+
     /// Hands a message to the writer. False when the worker has not read its stdin for 64 messages.
     pub(super) fn send(&self, message: &ToWorker) -> bool {
         let line =
