@@ -70,10 +70,57 @@ def shape(schema: Any, definitions: dict[str, Any]) -> Any:
     }
 
 
+def differences(ours: Any, theirs: Any, place: str = "") -> list[str]:
+    """Every field in which two shapes differ, by the message and the path to it."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return [] if ours == theirs else [f"{place}: {ours} here, {theirs} in Rust"]
+    found = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        at = f"{place}.{name}" if place else name
+        if name not in ours:
+            found.append(f"{at}: only in Rust")
+        elif name not in theirs:
+            found.append(f"{at}: only here")
+        else:
+            found.extend(differences(ours[name], theirs[name], at))
+    return found
+
+
+def our_shapes() -> dict[str, Any]:
+    _, components = msgspec.json.schema_components([messages.ToWorker, messages.FromWorker])
+    return message_shapes({"$defs": components})
+
+
 def test_each_message_has_the_fields_of_its_rust_type() -> None:
-    _, ours = msgspec.json.schema_components([messages.ToWorker, messages.FromWorker])
-    theirs = json.loads(SCHEMA.read_bytes())
-    assert message_shapes({"$defs": ours}) == message_shapes(theirs)
+    assert differences(our_shapes(), message_shapes(json.loads(SCHEMA.read_bytes()))) == []
+
+
+def test_a_field_of_one_half_only_is_told_with_its_message() -> None:
+    document = json.loads(SCHEMA.read_bytes())
+    variants = document["from_worker"]["oneOf"]
+    by_word = {variant["properties"]["type"]["const"]: variant for variant in variants}
+    usage, loaded = by_word["usage"], by_word["loaded"]
+    usage["properties"]["swap_bytes"] = {"type": "integer"}  # added in Rust
+    usage["required"] = ["type", "swap_bytes"]  # and the other one made optional
+    del loaded["properties"]["load_ms"]  # taken away in Rust, or added here
+    loaded["properties"]["bytes"] = {"type": "string"}  # changed in Rust
+    news = {"type": {"const": "news"}}  # a message that is not here
+    variants.append(
+        {
+            "type": "object",
+            "properties": news,
+            "required": ["type"],
+            "additionalProperties": False,
+        }
+    )
+    assert differences(our_shapes(), message_shapes(document)) == [
+        "loaded.bytes: integer here, string in Rust",
+        "loaded.load_ms: only here",
+        "news: only in Rust",
+        "usage.rss_bytes: only here",
+        "usage.rss_bytes?: only in Rust",
+        "usage.swap_bytes: only in Rust",
+    ]
 
 
 def test_the_comparison_sees_every_message() -> None:

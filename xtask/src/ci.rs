@@ -7,22 +7,22 @@ use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::time::Instant;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Extent {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
     Normal,
     Full,
 }
 
 /// Formatting, lints, generated files, documents.
-pub(crate) fn check() -> Result<()> {
+pub fn check() -> Result<()> {
     run("format", command("cargo", &["fmt", "--all", "--check"]))?;
-    codegen::run(Mode::Check)?;
-    tidy::run()?;
+    codegen::run(&root(), Mode::Check)?;
+    tidy::run(&root())?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     run("clippy", command("cargo", &clippy))
 }
 
-pub(crate) fn ci(extent: Extent) -> Result<()> {
+pub fn ci(extent: Extent) -> Result<()> {
     let started = Instant::now();
     check()?;
     run("build", command("cargo", &["build", "--workspace", "--all-targets"]))?;

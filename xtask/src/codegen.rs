@@ -1,52 +1,86 @@
-//! Writes, or compares, everything that is generated from the Rust types and tables. Generated files are checked in.
+//! Writes, or compares, everything that is generated from the Rust types and tables. Generated files are checked in; in a
+//! page that is written by hand, what is generated stands between two marks.
 
-use crate::steps::root;
-use anyhow::{Result, bail};
+mod cli;
+pub mod config;
+
+use crate::{operations, protocol_page};
+use anyhow::{Context, Result, bail};
 use atelier_protocol::worker::{FromWorker, PROTOCOL, ToWorker};
 use atelier_protocol::{ErrorCode, Retry};
 use atelier_server::http::{Place, ROUTES};
 use serde_json::json;
 use std::fmt::Write;
+use std::path::Path;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
     Write,
     Check,
 }
 
-pub(crate) fn run(mode: Mode) -> Result<()> {
-    let schema = worker_schema();
-    let files = [
-        ("contract/error-codes.json", error_codes_json()),
-        ("docs/reference/errors.md", errors_page()),
-        ("docs/reference/http.md", http_page()),
-        ("worker/src/atelier_worker/error_codes.py", error_codes_py()),
-        ("worker/src/atelier_worker/schema_hash.py", schema_hash_py(&schema)),
-        ("contract/worker.schema.json", schema),
-    ];
-    let mut stale = Vec::new();
-    for (name, wanted) in files {
-        let path = root().join(name);
-        let there = std::fs::read_to_string(&path).unwrap_or_default();
-        if there == wanted {
-            continue;
-        }
-        match mode {
-            Mode::Write => {
-                if let Some(folder) = path.parent() {
-                    std::fs::create_dir_all(folder)?;
-                }
-                std::fs::write(&path, wanted)?;
-                println!("wrote {name}");
+pub fn run(root: &Path, mode: Mode) -> Result<()> {
+    if mode == Mode::Write {
+        for (name, wanted) in files(root)? {
+            let path = root.join(name);
+            if std::fs::read_to_string(&path).is_ok_and(|there| there == wanted) {
+                continue;
             }
-            Mode::Check => stale.push(format!("{name}: {}", first_difference(&there, &wanted))),
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            std::fs::write(&path, wanted)?;
+            println!("wrote {name}");
         }
     }
+    let stale = stale(root)?;
     if stale.is_empty() {
         println!("codegen: every generated file agrees with its source");
         return Ok(());
     }
     bail!("generated files are stale; run `cargo xtask codegen`\n{}", stale.join("\n"))
+}
+
+/// Generated files that are not as they should be, each with the first line that differs.
+pub fn stale(root: &Path) -> Result<Vec<String>> {
+    let mut stale = Vec::new();
+    for (name, wanted) in files(root)? {
+        let there = std::fs::read_to_string(root.join(name)).unwrap_or_default();
+        if there != wanted {
+            stale.push(format!("{name}: {}", first_difference(&there, &wanted)));
+        }
+    }
+    Ok(stale)
+}
+
+/// Each generated file as it should be.
+fn files(root: &Path) -> Result<Vec<(&'static str, String)>> {
+    let schema = worker_schema();
+    let messages = protocol_page::generated(root, &serde_json::from_str(&schema)?)?;
+    let table = operations::readme_table(&operations::read(root)?);
+    Ok(vec![
+        ("contract/config.schema.json", pretty(&config::schema()?)),
+        ("contract/error-codes.json", error_codes_json()),
+        ("docs/reference/cli.md", cli::page()?),
+        ("docs/reference/config.md", config::page()?),
+        ("docs/reference/errors.md", errors_page()),
+        ("docs/reference/http.md", http_page()),
+        (protocol_page::FILE, region(root, protocol_page::FILE, protocol_page::REGION, &messages)?),
+        ("README.md", region(root, "README.md", "operations", &table)?),
+        ("worker/src/atelier_worker/error_codes.py", error_codes_py()),
+        ("worker/src/atelier_worker/schema_hash.py", schema_hash_py(&schema)),
+        ("contract/worker.schema.json", schema),
+    ])
+}
+
+/// A page with what stands between its marks replaced.
+fn region(root: &Path, file: &str, name: &str, generated: &str) -> Result<String> {
+    let text = std::fs::read_to_string(root.join(file)).with_context(|| format!("read {file}"))?;
+    let (start, end) = (format!("<!-- {name}:start -->"), format!("<!-- {name}:end -->"));
+    let split =
+        text.split_once(&start).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
+    let (before, after) = split.with_context(|| format!("{file} lacks `{start}` … `{end}`"))?;
+    Ok(format!("{before}{start}\n{}\n{end}{after}", generated.trim_matches('\n')))
 }
 
 fn first_difference(there: &str, wanted: &str) -> String {

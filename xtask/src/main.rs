@@ -1,17 +1,10 @@
 //! The project's own commands: `cargo xtask ci`, `check`, `codegen`, `tidy`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
-#![expect(
-    clippy::disallowed_methods,
-    reason = "runs the project's tools and writes its generated files"
-)]
-
-mod ci;
-mod codegen;
-mod steps;
-mod tidy;
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;
+use xtask::codegen::Mode;
+use xtask::{ci, codegen, root, tidy};
 
 const HELP: &str = "\
 cargo xtask COMMAND
@@ -20,7 +13,7 @@ cargo xtask COMMAND
                      and Python, the demo model end to end; --full adds the benchmarks
   check              formatting, clippy, generated files, documents: the quick part, without tests
   codegen [--check]  write what is generated from the Rust types and tables, or compare it
-  tidy               paths in documents exist, every module says what it is for
+  tidy               what documents, the table of operations and the tests say of each other is true
 ";
 
 fn main() -> ExitCode {
@@ -40,9 +33,9 @@ fn run() -> Result<()> {
         ["ci"] => ci::ci(ci::Extent::Normal),
         ["ci", "--full"] => ci::ci(ci::Extent::Full),
         ["check"] => ci::check(),
-        ["codegen"] => codegen::run(codegen::Mode::Write),
-        ["codegen", "--check"] => codegen::run(codegen::Mode::Check),
-        ["tidy"] => tidy::run(),
+        ["codegen"] => codegen::run(&root(), Mode::Write),
+        ["codegen", "--check"] => codegen::run(&root(), Mode::Check),
+        ["tidy"] => tidy::run(&root()),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             Ok(())

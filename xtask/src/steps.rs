@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Instant;
 
 /// The repository's folder.
-pub(crate) fn root() -> PathBuf {
+#[must_use]
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in a folder").to_owned()
 }
 

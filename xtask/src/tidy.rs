@@ -1,34 +1,62 @@
-//! Documents rot; this fails when a path that they name is gone or a module does not say what it is for.
+//! Documents rot; this fails when what they say of the tree is not true any more, when a module does not say what it is
+//! for, and when the table of operations, the protocol's page or the tests have fallen behind the program.
 
-use crate::steps::root;
-use anyhow::{Result, bail};
+use crate::operations::{self, Program};
+use crate::{error_codes, protocol_page};
+use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 
-pub(crate) fn run() -> Result<()> {
-    let root = root();
-    let mut problems = Vec::new();
-    for document in documents(&root)? {
-        paths_exist(&root, &document, &mut problems)?;
-    }
-    for source in files_below(&root.join("crates"), "rs")? {
-        let text = std::fs::read_to_string(&source)?;
-        let in_src = source.components().any(|part| part.as_os_str() == "src");
-        if in_src && !text.trim_start().starts_with("//!") {
-            let name = source.strip_prefix(&root)?.display();
-            problems
-                .push(format!("{name}: the first line should say what the module owns (`//! …`)"));
-        }
-    }
+pub fn run(root: &Path) -> Result<()> {
+    let mut problems = paths_in_documents(root)?;
+    problems.extend(modules_without_a_word(root)?);
+    problems.extend(operations::problems(root, &Program::built())?);
+    problems.extend(error_codes::unproduced(root)?);
+    problems.extend(messages_without_a_word(root)?);
     if problems.is_empty() {
-        println!("tidy: documents and modules agree with the tree");
+        println!("tidy: documents, modules, operations and error codes agree with the tree");
         return Ok(());
     }
     bail!("{}", problems.join("\n"))
 }
 
+/// Paths that documents name and that are gone.
+pub fn paths_in_documents(root: &Path) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for document in documents(root)? {
+        paths_exist(root, &document, &mut problems)?;
+    }
+    Ok(problems)
+}
+
+/// Source files that do not begin with what they own.
+pub fn modules_without_a_word(root: &Path) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let sources =
+        [files_below(&root.join("crates"), "rs")?, files_below(&root.join("xtask"), "rs")?];
+    for source in sources.concat() {
+        let text = std::fs::read_to_string(&source)?;
+        let in_src = source.components().any(|part| part.as_os_str() == "src");
+        if in_src && !text.trim_start().starts_with("//!") {
+            let name = source.strip_prefix(root)?.display();
+            problems
+                .push(format!("{name}: the first line should say what the module owns (`//! …`)"));
+        }
+    }
+    Ok(problems)
+}
+
+/// Messages of the worker protocol that its page does not explain.
+pub fn messages_without_a_word(root: &Path) -> Result<Vec<String>> {
+    let read = |name: &str| {
+        std::fs::read_to_string(root.join(name)).with_context(|| format!("read {name}"))
+    };
+    let schema = serde_json::from_str(&read("contract/worker.schema.json")?)?;
+    Ok(protocol_page::unexplained(&read(protocol_page::FILE)?, &schema))
+}
+
 fn documents(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut documents = files_below(&root.join("docs"), "md")?;
-    for folder in ["worker", "bench", "models"] {
+    let mut documents = Vec::new();
+    for folder in ["docs", "worker", "bench", "models", "contract"] {
         documents.extend(files_below(&root.join(folder), "md")?);
     }
     for entry in std::fs::read_dir(root)? {
@@ -41,7 +69,7 @@ fn documents(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(documents)
 }
 
-fn files_below(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn files_below(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_owned()];
     while let Some(folder) = open.pop() {

@@ -30,6 +30,21 @@ pub struct ErrorRow {
     pub doc: &'static str,
 }
 
+impl ErrorRow {
+    /// The sentence after "Try:", without it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        let text = self.doc.split_once("Try:").map_or("", |(_, hint)| hint);
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+    /// What happened, without the way out.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        let text = self.doc.split_once("Try:").map_or(self.doc, |(cause, _)| cause);
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// The words before the dot: a closed list.
 pub const PREFIXES: [&str; 15] = [
     "request",
@@ -272,14 +287,12 @@ impl ErrorCode {
     /// The sentence after "Try:", without it.
     #[must_use]
     pub fn hint(self) -> String {
-        let text = self.row().doc.split_once("Try:").map_or("", |(_, hint)| hint);
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
+        self.row().hint()
     }
     /// What happened, without the way out.
     #[must_use]
     pub fn cause(self) -> String {
-        let text = self.row().doc.split_once("Try:").map_or(self.row().doc, |(cause, _)| cause);
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
+        self.row().cause()
     }
 }
 
@@ -359,19 +372,53 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    /// What is wrong with a table.
+    fn problems(rows: &[ErrorRow]) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        let mut problems = Vec::new();
+        for (index, row) in rows.iter().enumerate() {
+            let mut check = |holds: bool, what: &str| {
+                if !holds {
+                    problems.push(format!("{} {what}", row.word));
+                }
+            };
+            let prefix = row.word.split('.').next().expect("a word");
+            check(row.code as usize == index, "is out of order");
+            check(seen.insert(row.word), "is written twice");
+            check(PREFIXES.contains(&prefix), "has an unknown prefix");
+            check((400..600).contains(&row.http), "has no status of an error");
+            check(row.exit > 0, "would exit as a success");
+            check(row.hint().len() > 10, "has no `Try:`");
+            check(row.cause().len() > 10, "does not say what happened");
+        }
+        problems
+    }
+
     #[test]
     fn every_code_is_unique_has_a_known_prefix_a_status_and_a_way_out() {
-        let mut seen = BTreeSet::new();
-        for (index, row) in ErrorCode::ALL.iter().enumerate() {
-            assert_eq!(row.code as usize, index, "{} is out of order", row.word);
-            assert!(seen.insert(row.word), "{} is written twice", row.word);
-            let prefix = row.word.split('.').next().expect("a word");
-            assert!(PREFIXES.contains(&prefix), "{} has an unknown prefix", row.word);
-            assert!((400..600).contains(&row.http), "{} has status {}", row.word, row.http);
-            assert!(row.exit > 0, "{} would exit as a success", row.word);
-            assert!(row.code.hint().len() > 10, "{} has no `Try:`", row.word);
-            assert!(row.code.cause().len() > 10, "{} does not say what happened", row.word);
+        assert_eq!(problems(ErrorCode::ALL), Vec::<String>::new());
+        for row in ErrorCode::ALL {
             assert_eq!(serde_json::to_value(row.code).expect("json"), row.word);
         }
+    }
+
+    #[test]
+    fn a_row_that_breaks_a_rule_is_named_with_the_rule() {
+        let good = *ErrorCode::RequestInvalid.row();
+        for (row, rule) in [
+            (ErrorRow { doc: "It broke, and nobody knows a way out.", ..good }, "has no `Try:`"),
+            (ErrorRow { doc: "Try: something else.", ..good }, "does not say what happened"),
+            (ErrorRow { http: 200, ..good }, "has no status of an error"),
+            (ErrorRow { exit: 0, ..good }, "would exit as a success"),
+            (ErrorRow { code: ErrorCode::Internal, ..good }, "is out of order"),
+        ] {
+            assert_eq!(problems(&[row]), [format!("request.invalid {rule}")]);
+        }
+        let odd = ErrorRow { word: "weather.bad", ..good };
+        assert_eq!(problems(&[odd]), ["weather.bad has an unknown prefix"]);
+        assert_eq!(
+            problems(&[good, ErrorRow { code: ErrorCode::RequestTooLarge, ..good }]).len(),
+            1
+        );
     }
 }

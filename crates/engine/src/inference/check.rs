@@ -12,8 +12,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The kinds of job that are built.
-const KINDS: [&str; 1] = ["text_to_image"];
+/// The kinds of job that are built: the values of `kind`.
+pub const KINDS: [&str; 1] = ["text_to_image"];
 const FORMATS: [&str; 3] = ["png", "jpeg", "webp"];
 const MAX_LABELS: usize = 32;
 const MAX_LABEL_CHARS: usize = 200;

@@ -9,7 +9,7 @@ mod fields;
 mod planner;
 mod scheduler;
 
-pub use check::{Inference, Limits, Resolved};
+pub use check::{Inference, KINDS, Limits, Resolved};
 pub use scheduler::{SCHEDULERS, Scheduler};
 
 /// Sampler and schedule type of a scheduler, as other programs' metadata writes them.

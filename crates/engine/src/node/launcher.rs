@@ -2,7 +2,9 @@
 
 use super::NodeConfig;
 use crate::device::Device;
-use crate::worker::environment::{CardFacts, Environments, InstallEvent, InstallOptions};
+use crate::worker::environment::{
+    CardFacts, Environments, InstallEvent, InstallOptions, Interpreter,
+};
 use crate::worker::{Launcher, Preparation, StartProgress, WorkerCommand};
 use atelier_protocol::ErrorBody;
 use std::ffi::OsString;
@@ -36,35 +38,53 @@ impl NodeLauncher {
         devices: &[Device],
         threads: u32,
     ) -> Self {
-        // A worker sees its own card only; models come from this node's folders and never from a hub.
-        let card = device.uuid.clone().filter(|_| !device.id.is_cpu()).unwrap_or_default();
-        let env = [
-            ("CUDA_VISIBLE_DEVICES", card),
-            ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
-            ("OMP_NUM_THREADS", threads.to_string()),
-            ("MKL_NUM_THREADS", threads.to_string()),
-            ("HF_HUB_OFFLINE", "1".to_owned()),
-            ("TRANSFORMERS_OFFLINE", "1".to_owned()),
-            ("HF_HUB_DISABLE_TELEMETRY", "1".to_owned()),
-            ("TOKENIZERS_PARALLELISM", "false".to_owned()),
-        ];
         Self {
             environments: environments.clone(),
             other: config.worker_command.clone(),
             cards: card_facts(devices),
-            env: env.map(|(key, value)| (key.into(), value.into())).into(),
+            env: variables(device, threads),
         }
     }
 }
 
+/// On top of our own environment.
+pub(super) fn variables(device: &Device, threads: u32) -> Vec<(OsString, OsString)> {
+    // A worker sees its own card only; models come from this node's folders and never from a hub.
+    let card = device.uuid.clone().filter(|_| !device.id.is_cpu()).unwrap_or_default();
+    [
+        ("CUDA_VISIBLE_DEVICES", card),
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
+        ("OMP_NUM_THREADS", threads.to_string()),
+        ("MKL_NUM_THREADS", threads.to_string()),
+        ("HF_HUB_OFFLINE", "1".to_owned()),
+        ("TRANSFORMERS_OFFLINE", "1".to_owned()),
+        ("HF_HUB_DISABLE_TELEMETRY", "1".to_owned()),
+        ("TOKENIZERS_PARALLELISM", "false".to_owned()),
+    ]
+    .map(|(key, value)| (key.into(), value.into()))
+    .into()
+}
+
+/// Our worker in this interpreter.
+pub(super) fn own(interpreter: Interpreter, mut env: Vec<(OsString, OsString)>) -> WorkerCommand {
+    env.push(("PYTHONPATH".into(), interpreter.pythonpath.into()));
+    let parent = std::process::id().to_string();
+    let args = ["-P", "-X", "faulthandler", "-m", "atelier_worker", "--parent", &parent];
+    WorkerCommand { program: interpreter.python, args: args.map(OsString::from).into(), env }
+}
+
+/// Another program in its place; none without words.
+pub(super) fn another(words: &[String], env: Vec<(OsString, OsString)>) -> Option<WorkerCommand> {
+    let [program, args @ ..] = words else { return None };
+    let parent = std::process::id().to_string();
+    let args = args.iter().map(OsString::from).chain(["--parent".into(), parent.into()]);
+    Some(WorkerCommand { program: PathBuf::from(program), args: args.collect(), env })
+}
+
 impl Launcher for NodeLauncher {
     fn prepare(&self, progress: mpsc::Sender<StartProgress>) -> Preparation {
-        let mut env = self.env.clone();
-        let parent = std::process::id().to_string();
-        if let Some([program, args @ ..]) = self.other.as_deref() {
-            let args = args.iter().map(OsString::from);
-            let args = args.chain(["--parent".into(), parent.into()]).collect();
-            let command = WorkerCommand { program: PathBuf::from(program), args, env };
+        let env = self.env.clone();
+        if let Some(command) = self.other.as_deref().and_then(|words| another(words, env.clone())) {
             return Box::pin(async move { Ok(command) });
         }
         let (environments, cards) = (self.environments.clone(), self.cards.clone());
@@ -75,10 +95,7 @@ impl Launcher for NodeLauncher {
                 .ensure(&cards, InstallOptions::default(), events)
                 .await
                 .map_err(ErrorBody::from)?;
-            env.push(("PYTHONPATH".into(), interpreter.pythonpath.into()));
-            let args = ["-P", "-X", "faulthandler", "-m", "atelier_worker", "--parent", &parent];
-            let args = args.map(OsString::from).into();
-            Ok(WorkerCommand { program: interpreter.python, args, env })
+            Ok(own(interpreter, env))
         })
     }
 }

@@ -2,10 +2,11 @@
 //! one place that names them all.
 
 mod launcher;
+mod trial;
 mod views;
 
 use crate::clock::Clock;
-use crate::device::{DeviceHandle, Nvidia, TorchBuild, system_sources};
+use crate::device::{Device, DeviceHandle, Nvidia, TorchBuild, system_sources};
 use crate::inference::Inference;
 use crate::memory::{MemoryHandle, SystemObserver};
 use crate::model::{Loader, ModelConfig, ModelHandle};
@@ -28,6 +29,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 pub use crate::processing::{StreamEvent, Submission};
+pub use trial::{WorkerTrial, try_worker};
 
 /// What a node is started with. Read from settings by the server; the engine reads no environment.
 #[derive(Clone, Debug)]
@@ -352,6 +354,14 @@ fn placement(devices: &DeviceHandle) -> (Vec<DeviceId>, usize) {
     (cards.into_iter().chain(cpu).collect(), default_devices)
 }
 
+/// Threads of a device's worker: workers × threads stay within the cores.
+fn threads_of(devices: &[Device], device: &Device) -> u32 {
+    let cores = devices.iter().find_map(|device| device.cores).unwrap_or(1).max(1);
+    let cards = devices.iter().filter(|d| d.is_usable() && !d.id.is_cpu()).count();
+    let cards = u32::try_from(cards).unwrap_or(u32::MAX);
+    if device.id.is_cpu() { cores } else { (cores / cards.max(1)).max(1) }
+}
+
 fn start_workers(
     config: &NodeConfig,
     devices: &DeviceHandle,
@@ -363,9 +373,6 @@ fn start_workers(
     })?;
     let spawner: Arc<dyn Spawner> = Arc::new(spawner);
     let view = devices.view();
-    let cores = view.devices.iter().find_map(|device| device.cores).unwrap_or(1).max(1);
-    let cards = view.devices.iter().filter(|d| d.is_usable() && !d.id.is_cpu()).count();
-    let cards = u32::try_from(cards).unwrap_or(u32::MAX);
     let ram = view.devices.iter().filter(|d| d.id.is_cpu()).find_map(|device| device.memory);
     let spare = match config.spare {
         SparePolicy::Auto => ram.is_some_and(|ram| ram >= SPARE_FROM_RAM),
@@ -373,8 +380,7 @@ fn start_workers(
         SparePolicy::Off => false,
     };
     let workers = view.devices.iter().filter(|device| device.is_usable()).map(|device| {
-        // Workers × threads stay within the cores.
-        let threads = if device.id.is_cpu() { cores } else { (cores / cards.max(1)).max(1) };
+        let threads = threads_of(&view.devices, device);
         let launcher = NodeLauncher::new(config, device, environments, &view.devices, threads);
         let handle = WorkerHandle::start(
             SupervisorConfig {

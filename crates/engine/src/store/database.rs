@@ -68,11 +68,11 @@ fn migrate(connection: &mut Connection, found: i64) -> Result<(), StoreError> {
     Ok(transaction.commit()?)
 }
 
-fn known_version() -> i64 {
+pub(super) fn known_version() -> i64 {
     i64::try_from(MIGRATIONS.len()).expect("few migrations")
 }
 
-fn schema_version(connection: &Connection) -> Result<i64, StoreError> {
+pub(super) fn schema_version(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
 }
 

@@ -24,6 +24,7 @@ mod artifact_files;
 mod database;
 mod error;
 mod handle;
+mod inspect;
 mod jobs;
 mod queries;
 mod readers;
@@ -37,6 +38,7 @@ mod writer;
 pub use artifact_files::{ArtifactFiles, StoredFile};
 pub use error::StoreError;
 pub use handle::{Identity, Integrity, Store};
+pub use inspect::{StoreReport, inspect};
 pub use types::{
     Assigned, AttemptOutcome, CancelOutcome, Claim, Counts, EndState, Ending, Finalised,
     Idempotency, NewArtifact, NewJob, QueuedJob, Recovered, Requeued, StoredArtifact, StoredEvent,

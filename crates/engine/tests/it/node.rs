@@ -1,11 +1,12 @@
 //! A whole node without HTTP: the real store, the demo model's files, a scripted worker.
 
-use atelier_engine::node::{Node, NodeConfig, SparePolicy, Submission};
+use atelier_engine::node::{Node, NodeConfig, SparePolicy, Submission, try_worker};
 use atelier_protocol::ErrorCode;
 use atelier_protocol::http::{EventKind, Job, JobState};
 use atelier_testkit::{Script, ScriptedWorker};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -18,9 +19,16 @@ struct House {
 }
 
 async fn house(scripts: impl IntoIterator<Item = Script>) -> House {
+    house_with(scripts, |_| {}).await
+}
+
+async fn house_with(
+    scripts: impl IntoIterator<Item = Script>,
+    change: impl FnOnce(&mut NodeConfig),
+) -> House {
     let data = tempfile::tempdir().unwrap();
     let worker = ScriptedWorker::new(scripts);
-    let config = NodeConfig {
+    let mut config = NodeConfig {
         data: data.path().to_owned(),
         envs: data.path().join("envs"),
         python: None,
@@ -36,6 +44,7 @@ async fn house(scripts: impl IntoIterator<Item = Script>) -> House {
         spare: SparePolicy::Off,
         recycle_growth: None,
     };
+    change(&mut config);
     let node = Node::start(config.clone()).await.unwrap();
     House { node, worker, config, _data: data }
 }
@@ -148,6 +157,122 @@ async fn a_typed_failure_of_the_worker_ends_the_job_with_that_code_and_no_retry(
     assert_eq!(job.state, JobState::Failed);
     assert_eq!(job.error.unwrap().code, ErrorCode::InferenceFailed);
     assert_eq!(job.attempts.len(), 1);
+}
+
+#[tokio::test]
+async fn whatever_a_worker_says_was_wrong_is_what_the_job_says() {
+    let codes = [
+        ErrorCode::DeviceUnsupported,
+        ErrorCode::MemoryExhausted,
+        ErrorCode::ModelUnreadable,
+        ErrorCode::WorkerInternal,
+    ];
+    for code in codes {
+        let house = house([Script::good().fail(code.word())]).await;
+        let job = submit(&house.node, apple()).await;
+        let job = house.node.wait(job.id, LONG).await.unwrap();
+        let error = job.error.unwrap();
+        assert_eq!((error.code, error.hint), (code, code.hint()));
+    }
+}
+
+#[tokio::test]
+async fn every_stage_of_a_finished_job_is_timed() {
+    let house = house([Script::good()]).await;
+    let job = submit(&house.node, apple()).await;
+    let timings = house.node.wait(job.id, LONG).await.unwrap().timings;
+    let stages = [
+        timings.queue_ms,
+        timings.load_ms,
+        timings.encode_ms,
+        timings.denoise_ms,
+        timings.decode_ms,
+        timings.post_ms,
+    ];
+    let sum: f64 = stages.iter().map(|stage| stage.expect("each stage is timed")).sum();
+    assert_eq!(
+        (timings.encode_ms, timings.denoise_ms),
+        (Some(1.0), Some(4.0)),
+        "as the worker says"
+    );
+    assert!(timings.total_ms.unwrap() > 0.0 && sum > 0.0, "{timings:?}");
+}
+
+/// The demo model with a tensor of a tebibyte in its UNet: on disk it is a hole, in the header it is real.
+fn giant(folder: &Path) {
+    const BYTES: u64 = 1 << 40;
+    let from = atelier_testkit::models().join("demo");
+    let to = folder.join("giant");
+    for part in ["unet", "vae", "text_encoder", "tokenizer", "scheduler"] {
+        atelier_engine::files::create_dir_all(&to.join(part)).unwrap();
+        for file in atelier_engine::files::read_dir(&from.join(part)).unwrap() {
+            std::os::unix::fs::symlink(&file, to.join(part).join(file.file_name().unwrap()))
+                .unwrap();
+        }
+    }
+    std::os::unix::fs::symlink(from.join("model_index.json"), to.join("model_index.json")).unwrap();
+    let weights = to.join("unet/diffusion_pytorch_model.safetensors");
+    let small = atelier_engine::files::read(&weights).unwrap();
+    let (size, rest) = small.split_at(8);
+    let size = usize::try_from(u64::from_le_bytes(size.try_into().unwrap())).unwrap();
+    let (header, data) = rest.split_at(size);
+    let mut header: Value = serde_json::from_slice(header).unwrap();
+    let end = data.len() as u64;
+    header["giant"] =
+        json!({"dtype": "F32", "shape": [BYTES / 4], "data_offsets": [end, end + BYTES]});
+    let header = header.to_string();
+    let mut whole = (header.len() as u64).to_le_bytes().to_vec();
+    whole.extend(header.as_bytes());
+    whole.extend(data);
+    atelier_engine::files::remove_file(&weights).unwrap(); // the link, not its target
+    atelier_engine::files::write_atomic(&weights, &whole).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
+    file.set_len(whole.len() as u64 + BYTES).unwrap();
+}
+
+#[tokio::test]
+async fn a_model_that_needs_more_than_the_machine_has_is_refused_with_the_arithmetic() {
+    let folder = tempfile::tempdir().unwrap();
+    giant(folder.path());
+    let folder = folder.path().to_owned();
+    let house = house_with([Script::good()], |config| config.model_folders.push(folder)).await;
+    let mut body = apple();
+    body["model"] = json!("giant");
+    let job = submit(&house.node, body).await;
+    let error = house.node.wait(job.id, LONG).await.unwrap().error.unwrap();
+    assert_eq!(error.code, ErrorCode::MemoryInsufficient, "{error}");
+    assert!(error.message.contains(" on cpu; ") && error.message.contains(" free = "), "{error}");
+    // The node goes on.
+    let mut body = apple();
+    body["model"] = json!("demo");
+    let job = submit(&house.node, body).await;
+    assert_eq!(house.node.wait(job.id, LONG).await.unwrap().state, JobState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_trial_worker_says_what_it_is_and_is_gone_afterwards() {
+    let house = house([Script::good()]).await;
+    let scratch = house.config.data.join("scratch");
+    let trial = try_worker(&house.config, scratch.clone(), LONG).await.unwrap().unwrap();
+    assert_eq!(trial.versions["fake"], "scripted");
+    assert!(trial.seconds_to_ready > 0.0 && !scratch.exists());
+    // Without an environment there is nothing to try, and none is made.
+    let config = NodeConfig { worker_command: None, ..house.config.clone() };
+    assert_eq!(try_worker(&config, scratch.clone(), LONG).await.unwrap(), None);
+    assert!(!config.envs.exists() && !scratch.exists());
+}
+
+#[tokio::test]
+async fn a_trial_worker_that_does_not_start_is_tried_once_and_within_its_time() {
+    let once = house([Script::good().hello("exit")]).await;
+    let scratch = once.config.data.join("scratch");
+    let error = try_worker(&once.config, scratch.clone(), LONG).await.expect_err("it exits");
+    assert_eq!(error.code, ErrorCode::WorkerCrashed);
+    assert_eq!(once.worker.starts(), 1);
+    let silent = house([Script::good().hello("none")]).await;
+    let short = Duration::from_millis(200);
+    let error = try_worker(&silent.config, scratch, short).await.expect_err("it says nothing");
+    assert_eq!(error.code, ErrorCode::WorkerUnresponsive);
 }
 
 #[tokio::test]

@@ -220,6 +220,18 @@ async fn a_request_that_fails_carries_the_workers_own_error() {
 }
 
 #[tokio::test]
+async fn a_worker_that_was_not_waited_for_is_still_starting() {
+    let worker = ScriptedWorker::new([Script::good()]);
+    let handle = supervise(&worker, quick());
+    let probe = handle.request(Duration::from_secs(5), |id| ToWorker::ProbeDevices { id });
+    assert_eq!(probe.await.expect_err("nobody is there").code, ErrorCode::WorkerStarting);
+    let (_, message, _slot) = run_message(1);
+    let error = handle.run(message).await.expect_err("nobody is there");
+    assert_eq!(error.code, ErrorCode::WorkerStarting);
+    assert_eq!(worker.starts(), 0, "asking starts nothing");
+}
+
+#[tokio::test]
 async fn shutdown_ends_even_a_worker_that_ignores_it() {
     let worker = ScriptedWorker::new([Script::good().freeze_at(1).deaf_to_sigterm()]);
     let handle = supervise(&worker, quick());

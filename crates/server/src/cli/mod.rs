@@ -19,6 +19,7 @@ use crate::config::{self, Flags, LogConfig, NODE_VARIABLE, ProcessEnvironment, S
 use crate::{log, serve};
 use atelier_protocol::ErrorBody;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use doctor::DoctorArgs;
 use facts::{DevicesCommand, ModelsCommand};
 use generate::GenerateArgs;
 use jobs::JobsCommand;
@@ -89,8 +90,8 @@ enum Command {
         #[command(subcommand)]
         command: WorkerCommand,
     },
-    /// Look at this machine and say what is missing, each finding with its fix
-    Doctor,
+    /// Look at this machine and say what is missing, each finding with its fix; changes nothing
+    Doctor(DoctorArgs),
     /// Settings
     Config {
         #[command(subcommand)]
@@ -186,7 +187,7 @@ fn run(cli: Cli, output: Output) -> Result<(), ErrorBody> {
         Command::Capabilities => facts::capabilities(&context),
         Command::Jobs { command } => jobs::run(&context, &command),
         Command::Worker { command } => worker::run(&context, &command),
-        Command::Doctor => doctor::run(&context),
+        Command::Doctor(args) => doctor::run(&context, args),
         Command::Config { command: ConfigCommand::Show } => show_settings(&context),
     }
 }

@@ -12,8 +12,9 @@ mod show;
 
 pub use environment::{CONFIG_VARIABLE, Environment, NODE_VARIABLE, Places, ProcessEnvironment};
 pub use error::{ConfigError, Origin, Problem};
-pub use raw::{KEYS, RawConfig, RawLog, RawWorker};
+pub use raw::{KEYS, Key, Kind, RawConfig, RawLog, RawWorker};
 pub use resolve::{Row, Settings, load};
+pub use show::meaning;
 
 use atelier_engine::node::{NodeConfig, SparePolicy};
 use atelier_protocol::Bytes;

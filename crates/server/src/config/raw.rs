@@ -1,45 +1,112 @@
-//! What was written: every setting optional, names checked, values not yet. Also the one list of their names.
+//! What was written: every setting optional, names checked, values not yet. Also the one list of their names and limits.
 
 use serde::Deserialize;
 use std::path::PathBuf;
 
-/// One setting's names.
+/// One setting's names, and what it may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     /// As in the file, with a dot below a table.
     pub name: &'static str,
     pub variable: &'static str,
     pub flag: Option<&'static str>,
+    pub kind: Kind,
 }
 
-const fn key(name: &'static str, variable: &'static str, flag: Option<&'static str>) -> Key {
-    Key { name, variable, flag }
+/// What a setting may hold: the one place for limits, which messages, the reference and the schema repeat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Text,
+    /// One of these.
+    Word(&'static [&'static str]),
+    Path,
+    Paths,
+    Words,
+    /// A whole number of a unit, from the first number to the last.
+    Count {
+        unit: &'static str,
+        least: u64,
+        most: u64,
+    },
+    Truth,
 }
+
+impl Kind {
+    /// What is possible, as a phrase that fits after "not".
+    #[must_use]
+    pub fn wanted(self) -> String {
+        match self {
+            Self::Text => "text in quotes".to_owned(),
+            Self::Word(words) => format!("one of {}", words.join(", ")),
+            Self::Path => "a path in quotes".to_owned(),
+            Self::Paths => "a list of paths, each in quotes".to_owned(),
+            Self::Words => "a list of words, each in quotes".to_owned(),
+            Self::Count { unit, least, most } => {
+                format!("a whole number of {unit}, {least} to {most}")
+            }
+            Self::Truth => "true or false".to_owned(),
+        }
+    }
+}
+
+const fn key(
+    name: &'static str,
+    variable: &'static str,
+    flag: Option<&'static str>,
+    kind: Kind,
+) -> Key {
+    Key { name, variable, flag, kind }
+}
+
+const fn count(unit: &'static str, least: u64, most: u64) -> Kind {
+    Kind::Count { unit, least, most }
+}
+
+const DAY_S: u64 = 24 * 60 * 60;
+
+pub(super) const SPARES: &[&str] = &["auto", "on", "off"];
+pub(super) const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
+pub(super) const FORMATS: &[&str] = &["text", "json"];
 
 /// Every setting, in the order of `default-config.toml`.
 pub const KEYS: &[Key] = &[
-    key("data", "ATELIER_DATA", Some("--data")),
-    key("envs", "ATELIER_ENVS", None),
-    key("listen", "ATELIER_LISTEN", Some("--listen")),
-    key("model_folders", "ATELIER_MODELS", None),
-    key("default_model", "ATELIER_DEFAULT_MODEL", None),
-    key("pictures", "ATELIER_PICTURES", None),
-    key("queue_limit", "ATELIER_QUEUE_LIMIT", None),
-    key("max_attempts", "ATELIER_MAX_ATTEMPTS", None),
-    key("max_body_bytes", "ATELIER_MAX_BODY_BYTES", None),
-    key("max_wait_s", "ATELIER_MAX_WAIT_S", None),
-    key("idle_exit_s", "ATELIER_IDLE_EXIT_S", Some("--idle-exit")),
-    key("warm_start", "ATELIER_WARM_START", Some("--no-warm-start")),
-    key("worker.python", "ATELIER_PYTHON", None),
-    key("worker.command", "ATELIER_WORKER_COMMAND", None),
-    key("worker.spare", "ATELIER_WORKER_SPARE", None),
-    key("worker.recycle_growth_mib", "ATELIER_WORKER_RECYCLE_GROWTH_MIB", None),
-    key("log.level", "ATELIER_LOG_LEVEL", None),
-    key("log.format", "ATELIER_LOG_FORMAT", None),
+    key("data", "ATELIER_DATA", Some("--data"), Kind::Path),
+    key("envs", "ATELIER_ENVS", None, Kind::Path),
+    key("listen", "ATELIER_LISTEN", Some("--listen"), Kind::Text),
+    key("model_folders", "ATELIER_MODELS", None, Kind::Paths),
+    key("default_model", "ATELIER_DEFAULT_MODEL", None, Kind::Text),
+    key("pictures", "ATELIER_PICTURES", None, Kind::Path),
+    key("queue_limit", "ATELIER_QUEUE_LIMIT", None, count("jobs", 1, 1_000_000)),
+    key("max_attempts", "ATELIER_MAX_ATTEMPTS", None, count("attempts", 1, 10)),
+    key("max_body_bytes", "ATELIER_MAX_BODY_BYTES", None, count("bytes", 1 << 10, 1 << 30)),
+    key("max_wait_s", "ATELIER_MAX_WAIT_S", None, count("seconds", 1, DAY_S)),
+    key(
+        "idle_exit_s",
+        "ATELIER_IDLE_EXIT_S",
+        Some("--idle-exit"),
+        count("seconds", 0, 365 * DAY_S),
+    ),
+    key("warm_start", "ATELIER_WARM_START", Some("--no-warm-start"), Kind::Truth),
+    key("worker.python", "ATELIER_PYTHON", None, Kind::Path),
+    key("worker.command", "ATELIER_WORKER_COMMAND", None, Kind::Words),
+    key("worker.spare", "ATELIER_WORKER_SPARE", None, Kind::Word(SPARES)),
+    key(
+        "worker.recycle_growth_mib",
+        "ATELIER_WORKER_RECYCLE_GROWTH_MIB",
+        None,
+        count("MiB", 0, 1 << 20),
+    ),
+    key("log.level", "ATELIER_LOG_LEVEL", None, Kind::Word(LEVELS)),
+    key("log.format", "ATELIER_LOG_FORMAT", None, Kind::Word(FORMATS)),
 ];
+
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
 
 /// Settings as one source wrote them.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RawConfig {
     pub data: Option<PathBuf>,
@@ -48,8 +115,8 @@ pub struct RawConfig {
     pub model_folders: Option<Vec<PathBuf>>,
     pub default_model: Option<String>,
     pub pictures: Option<PathBuf>,
-    pub queue_limit: Option<u32>,
-    pub max_attempts: Option<u32>,
+    pub queue_limit: Option<u64>,
+    pub max_attempts: Option<u64>,
     pub max_body_bytes: Option<u64>,
     pub max_wait_s: Option<u64>,
     pub idle_exit_s: Option<u64>,
@@ -61,6 +128,7 @@ pub struct RawConfig {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RawWorker {
     pub python: Option<PathBuf>,
@@ -70,6 +138,7 @@ pub struct RawWorker {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RawLog {
     pub level: Option<String>,
@@ -79,9 +148,9 @@ pub struct RawLog {
 impl RawConfig {
     /// Sets one value from text. `name` is one of [`KEYS`].
     pub(super) fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
-        fn number<T: std::str::FromStr>(text: &str) -> Result<Option<T>, String> {
-            text.trim().parse().map(Some).map_err(|_| format!("`{text}` is not a whole number"))
-        }
+        let wanted = find(name).map(|key| key.kind.wanted()).unwrap_or_default();
+        let wrong = |_| format!("`{text}` is not {wanted}");
+        let number = |text: &str| text.trim().parse().map(Some).map_err(wrong);
         match name {
             "data" => self.data = Some(text.into()),
             "envs" => self.envs = Some(text.into()),
@@ -101,7 +170,7 @@ impl RawConfig {
                 self.warm_start = Some(match text {
                     "true" | "1" => true,
                     "false" | "0" => false,
-                    _ => return Err(format!("`{text}` is neither `true` nor `false`")),
+                    _ => return Err(format!("`{text}` is not {wanted}")),
                 });
             }
             "worker.python" => self.worker.python = Some(text.into()),

@@ -2,7 +2,7 @@
 
 use super::environment::{self, CONFIG_VARIABLE, Environment, Places};
 use super::file::{self, FileLayer};
-use super::raw::{KEYS, RawConfig};
+use super::raw::{self, FORMATS, Kind, LEVELS, RawConfig, SPARES};
 use super::{Config, ConfigError, DEFAULT_CONFIG, Flags, LogConfig, LogFormat, Origin, Problem};
 use atelier_engine::files;
 use atelier_engine::node::SparePolicy;
@@ -143,29 +143,19 @@ impl Resolver<'_> {
             .as_ref()
             .map_or_else(|| data.join("pictures"), |folder| folder.join("Atelier"));
         let pictures = self.path("pictures", |raw| raw.pictures.clone(), Some(pictures))?;
-        let queue_limit =
-            self.checked("queue_limit", |raw| raw.queue_limit, |n| within(n, 1, 1_000_000));
-        let max_attempts =
-            self.checked("max_attempts", |raw| raw.max_attempts, |n| within(n, 1, 10));
-        let max_body_bytes = self.checked(
-            "max_body_bytes",
-            |raw| raw.max_body_bytes,
-            |n| within(n, 1 << 10, 1 << 30),
-        );
-        let max_wait_s = self.checked("max_wait_s", |raw| raw.max_wait_s, |n| within(n, 1, 86_400));
-        let idle_exit_s =
-            self.checked("idle_exit_s", |raw| raw.idle_exit_s, |n| within(n, 0, 31_536_000));
+        let queue_limit = self.count("queue_limit", |raw| raw.queue_limit);
+        let max_attempts = self.count("max_attempts", |raw| raw.max_attempts);
+        let max_body_bytes = self.count("max_body_bytes", |raw| raw.max_body_bytes);
+        let max_wait_s = self.count("max_wait_s", |raw| raw.max_wait_s);
+        let idle_exit_s = self.count("idle_exit_s", |raw| raw.idle_exit_s);
         let warm_start = self.checked("warm_start", |raw| raw.warm_start, Ok::<_, String>);
         let python = self.path("worker.python", |raw| raw.worker.python.clone(), None);
         let command =
             self.checked("worker.command", |raw| raw.worker.command.clone(), Ok::<_, String>);
         let spare =
             self.checked("worker.spare", |raw| raw.worker.spare.clone(), |text| spare(&text));
-        let recycle_growth_mib = self.checked(
-            "worker.recycle_growth_mib",
-            |raw| raw.worker.recycle_growth_mib,
-            |n| within(n, 0, 1 << 20),
-        );
+        let recycle_growth_mib =
+            self.count("worker.recycle_growth_mib", |raw| raw.worker.recycle_growth_mib);
         let level = self.checked("log.level", |raw| raw.log.level.clone(), |text| level(&text));
         let format = self.checked("log.format", |raw| raw.log.format.clone(), |text| format(&text));
         Some(Config {
@@ -175,8 +165,8 @@ impl Resolver<'_> {
             model_folders,
             default_model: default_model.filter(|name| !name.is_empty()),
             pictures,
-            queue_limit: queue_limit?,
-            max_attempts: max_attempts?,
+            queue_limit: u32::try_from(queue_limit?).ok()?,
+            max_attempts: u32::try_from(max_attempts?).ok()?,
             max_body_bytes: max_body_bytes?,
             max_wait: Duration::from_secs(max_wait_s?),
             idle_exit: idle_exit_s.filter(|s| *s > 0).map(Duration::from_secs),
@@ -196,7 +186,7 @@ impl Resolver<'_> {
         key: &'static str,
         get: impl Fn(&RawConfig) -> Option<T>,
     ) -> Option<(T, Origin)> {
-        let names = KEYS.iter().find(|known| known.name == key)?;
+        let names = raw::find(key)?;
         if let (Some(value), Some(flag)) = (get(self.flags), names.flag) {
             return Some((value, Origin::Flag { name: flag.to_owned() }));
         }
@@ -229,6 +219,15 @@ impl Resolver<'_> {
                 None
             }
         }
+    }
+
+    /// A number within the limits of its key.
+    fn count(&mut self, key: &'static str, get: impl Fn(&RawConfig) -> Option<u64>) -> Option<u64> {
+        let kind = raw::find(key)?.kind;
+        self.checked(key, get, |n| match kind {
+            Kind::Count { least, most, .. } if (least..=most).contains(&n) => Ok(n),
+            _ => Err(format!("{n} is not {}", kind.wanted())),
+        })
     }
 
     /// A path; an empty one stands for `otherwise`.
@@ -271,13 +270,6 @@ impl Resolver<'_> {
     }
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(value: T, least: T, most: T) -> Result<T, String> {
-    if value < least || value > most {
-        return Err(format!("{value} is not between {least} and {most}"));
-    }
-    Ok(value)
-}
-
 fn listen(text: &str) -> Result<SocketAddr, String> {
     let address = match text.strip_prefix("localhost:") {
         Some(port) => port.parse().ok().map(|port| (IpAddr::V4(Ipv4Addr::LOCALHOST), port).into()),
@@ -300,7 +292,7 @@ fn spare(text: &str) -> Result<SparePolicy, String> {
         "auto" => Ok(SparePolicy::Auto),
         "on" => Ok(SparePolicy::On),
         "off" => Ok(SparePolicy::Off),
-        other => Err(format!("`{other}` is none of auto, on, off")),
+        other => Err(format!("`{other}` is not {}", Kind::Word(SPARES).wanted())),
     }
 }
 
@@ -311,7 +303,7 @@ fn level(text: &str) -> Result<LevelFilter, String> {
         "info" => Ok(LevelFilter::INFO),
         "debug" => Ok(LevelFilter::DEBUG),
         "trace" => Ok(LevelFilter::TRACE),
-        other => Err(format!("`{other}` is none of error, warn, info, debug, trace")),
+        other => Err(format!("`{other}` is not {}", Kind::Word(LEVELS).wanted())),
     }
 }
 
@@ -319,12 +311,13 @@ fn format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
-        other => Err(format!("`{other}` is neither text nor json")),
+        other => Err(format!("`{other}` is not {}", Kind::Word(FORMATS).wanted())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::raw::KEYS;
     use super::*;
     use atelier_protocol::{ErrorBody, ErrorCode};
     use std::collections::BTreeMap;
@@ -404,6 +397,56 @@ mod tests {
         assert!(body.details[1].message.contains("ATELIER_LISTEN"), "{body:?}");
         assert!(body.details[1].message.contains("no keys"), "{body:?}");
         assert!(body.details[2].message.contains("a.toml, line 2"), "{body:?}");
+    }
+
+    #[test]
+    fn each_number_is_possible_up_to_its_limits_and_not_beyond() {
+        let try_one = |variable, number: u64| {
+            let text = number.to_string();
+            let mut env = home();
+            env.insert(variable, &text);
+            load(&Flags::default(), &env).map(drop).map_err(|error| error.to_string())
+        };
+        let mut counts = 0;
+        for key in KEYS {
+            let Kind::Count { unit, least, most } = key.kind else { continue };
+            counts += 1;
+            for good in [least, most] {
+                assert_eq!(try_one(key.variable, good), Ok(()), "{} = {good}", key.name);
+            }
+            for bad in least.checked_sub(1).into_iter().chain([most + 1]) {
+                let error = try_one(key.variable, bad).expect_err("beyond the limit");
+                let expected = format!(
+                    "environment variable {}: `{}`: {bad} is not a whole number of {unit}, {least} to {most}",
+                    key.variable, key.name
+                );
+                assert_eq!(error, expected);
+            }
+        }
+        assert_eq!(counts, 6);
+    }
+
+    #[test]
+    fn text_that_a_setting_cannot_be_is_refused_with_what_it_can_be() {
+        for (variable, text, expected) in [
+            ("ATELIER_MAX_WAIT_S", "10m", "`10m` is not a whole number of seconds, 1 to 86400"),
+            ("ATELIER_QUEUE_LIMIT", "-1", "`-1` is not a whole number of jobs, 1 to 1000000"),
+            ("ATELIER_WARM_START", "yes", "`yes` is not true or false"),
+            ("ATELIER_WORKER_COMMAND", "[3]", "is no list of words"),
+            (
+                "ATELIER_LOG_LEVEL",
+                "loud",
+                "`log.level`: `loud` is not one of error, warn, info, debug, trace",
+            ),
+            ("ATELIER_LOG_FORMAT", "xml", "`log.format`: `xml` is not one of text, json"),
+            ("ATELIER_LISTEN", "4280", "`4280` is no address and port such as 127.0.0.1:4280"),
+        ] {
+            let mut env = home();
+            env.insert(variable, text);
+            let error = load(&Flags::default(), &env).expect_err(variable).to_string();
+            assert!(error.starts_with(&format!("environment variable {variable}: ")), "{error}");
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ impl Settings {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for row in &self.rows {
-            for line in meaning(row.key) {
+            for line in comment(row.key) {
                 let _ = writeln!(text, "{line}"); // writing to a String cannot fail
             }
             // A JSON string, list, number or truth value is written the same way in TOML.
@@ -28,11 +28,7 @@ impl Settings {
                 "value": row.value,
                 "origin": row.origin.word(),
                 "place": row.origin.to_string(),
-                "meaning": meaning(row.key)
-                    .iter()
-                    .map(|line| line.trim_start_matches(['#', ' ']))
-                    .collect::<Vec<_>>()
-                    .join(" "),
+                "meaning": meaning(row.key),
             })
         };
         json!({
@@ -43,8 +39,15 @@ impl Settings {
     }
 }
 
+/// What a setting means, as the embedded file says it, in one line.
+#[must_use]
+pub fn meaning(key: &str) -> String {
+    let lines = comment(key).into_iter().map(|line| line.trim_start_matches(['#', ' ']));
+    lines.collect::<Vec<_>>().join(" ")
+}
+
 /// The comment above a key in the embedded file.
-fn meaning(key: &str) -> Vec<&'static str> {
+fn comment(key: &str) -> Vec<&'static str> {
     let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
     let (mut within, mut comment) = ("", Vec::new());
     for line in DEFAULT_CONFIG.lines() {

@@ -4,13 +4,13 @@ use atelier_engine::files;
 use std::path::Path;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Holder {
-    pub(super) pid: u32,
-    pub(super) name: String,
+pub(crate) struct Holder {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
 }
 
 /// The process that listens on a port; none when it is not ours to see.
-pub(super) fn of_port(port: u16) -> Option<Holder> {
+pub(crate) fn of_port(port: u16) -> Option<Holder> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
     let inode = tables
         .iter()

@@ -24,7 +24,11 @@ enum Tried {
 pub(crate) fn take(data: &Path) -> Result<DataLock, ErrorBody> {
     let failed = |error: io::Error| {
         let message = format!("failed to lock {}: {error}", data.join("node.lock").display());
-        ErrorBody::new(ErrorCode::StoreUnavailable, message)
+        let code = match error.kind() {
+            io::ErrorKind::StorageFull => ErrorCode::StoreFull,
+            _ => ErrorCode::StoreUnavailable,
+        };
+        ErrorBody::new(code, message)
     };
     match attempt(data).map_err(failed)? {
         Tried::Taken(mut file) => {

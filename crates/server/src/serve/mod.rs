@@ -8,7 +8,7 @@
 //!
 //! Nothing before `node.json` looks at models, devices or the network, so that a node listens within a blink.
 
-mod holder;
+pub(crate) mod holder;
 pub(crate) mod lock;
 pub(crate) mod node_file;
 

@@ -4,6 +4,8 @@
 
 mod crash;
 mod demo;
+mod doctor;
+mod errors;
 mod generate;
 mod house;
 mod http;

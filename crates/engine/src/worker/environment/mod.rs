@@ -148,6 +148,28 @@ impl Environments {
         }
     }
 
+    /// The interpreter as it is, for a trial that must leave `ENVS` alone: nothing is installed, and a source that was
+    /// not laid out there yet is laid out in `elsewhere`. `None` when there is no whole environment.
+    pub async fn borrow(&self, elsewhere: &Path) -> Result<Option<Interpreter>, EnvironmentError> {
+        let pythonpath = || match self.source.laid_out(&self.config.envs) {
+            Some(folder) => Ok(folder),
+            None => self.source.lay_out(elsewhere),
+        };
+        if let Some(python) = &self.config.python {
+            let found = python::inspect(python, &self.config.path, &self.lock).await?;
+            return Ok(Some(Interpreter {
+                python: python.clone(),
+                pythonpath: pythonpath()?,
+                origin: Origin::External,
+                python_version: found.version(),
+            }));
+        }
+        match self.standing() {
+            Standing::Ready(whole) => Ok(Some(whole.interpreter(pythonpath()?))),
+            Standing::Missing(_) => Ok(None),
+        }
+    }
+
     /// What `ensure` would do, without touching anything.
     pub async fn plan(
         &self,

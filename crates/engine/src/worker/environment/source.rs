@@ -46,6 +46,10 @@ impl Source {
     pub(super) fn folder(&self, envs: &Path) -> PathBuf {
         envs.join(&self.name)
     }
+    /// The folder, if the source lies under `envs` already, whole.
+    pub(super) fn laid_out(&self, envs: &Path) -> Option<PathBuf> {
+        Some(self.folder(envs)).filter(|folder| self.is_whole(folder))
+    }
     /// Makes sure that the source lies under `envs`, whole, and returns its folder.
     pub(super) fn lay_out(&self, envs: &Path) -> io::Result<PathBuf> {
         let folder = self.folder(envs);

@@ -250,12 +250,30 @@ async fn too_little_disk_is_told_with_both_numbers_before_anything_is_downloaded
     let (made, events) =
         ensure_and_listen(&machine.environments(), InstallOptions::default()).await;
     let error = made.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::EnvironmentNoSpace);
     let EnvironmentError::NoSpace { needed, free, .. } = &error else { panic!("{error}") };
     assert_eq!(*needed, Bytes::gib((1 << 30) + 1));
     assert!(error.to_string().contains(&free.to_string()), "{error}");
     assert!(events.iter().any(|event| matches!(event, InstallEvent::Notice(n) if !n.fits())));
     assert_eq!(machine.installations(), 0);
     assert_eq!(machine.in_envs(), ["lock"]);
+}
+
+#[tokio::test]
+async fn an_environment_is_borrowed_without_a_trace_in_its_folder() {
+    let machine = Machine::ordinary();
+    let scratch = machine.at("scratch");
+    assert_eq!(machine.environments().borrow(&scratch).await.unwrap(), None);
+    assert!(!machine.envs().exists() && !scratch.exists());
+    let made = ensure(&machine.environments()).await.unwrap();
+    assert_eq!(machine.environments().borrow(&scratch).await.unwrap(), Some(made.clone()));
+    assert!(!scratch.exists(), "the source that lies there already is used");
+    files::remove_dir_all(&made.pythonpath).unwrap();
+    let before = machine.in_envs();
+    let borrowed = machine.environments().borrow(&scratch).await.unwrap().unwrap();
+    assert!(borrowed.pythonpath.starts_with(&scratch));
+    assert!(borrowed.pythonpath.join("atelier_worker/__main__.py").exists());
+    assert_eq!(machine.in_envs(), before);
 }
 
 #[tokio::test]
