@@ -226,7 +226,7 @@ async fn a_worker_that_was_not_waited_for_is_still_starting() {
     let probe = handle.request(Duration::from_secs(5), |id| ToWorker::ProbeDevices { id });
     assert_eq!(probe.await.expect_err("nobody is there").code, ErrorCode::WorkerStarting);
     let (_, message, _slot) = run_message(1);
-    let error = handle.run(message).await.expect_err("nobody is there");
+    let error = handle.run(message, None).await.expect_err("nobody is there");
     assert_eq!(error.code, ErrorCode::WorkerStarting);
     assert_eq!(worker.starts(), 0, "asking starts nothing");
 }
